@@ -1,0 +1,1 @@
+"""Pure array functions: JAX in, JAX out; no modules, no configs, no files."""

@@ -1,0 +1,258 @@
+"""Non-maximum suppression: exact, of fixed size, in two forms.
+
+The algorithm is the greedy one: take the best box left, drop every box that overlaps
+it by more than the threshold, repeat. Both forms give its result at every threshold
+and every N.
+
+`_greedy_loops`, for CPU, is the algorithm as one would write it by hand: each box is
+compared with the boxes kept so far, until one suppresses it or none is left. XLA
+compiles loops that touch less than 1 KB an iteration into one native function, so a
+step costs nanoseconds; it ends with the last box that is wanted, and nothing of size
+N x N is made. A batch goes image by image: under `vmap` the loops would become masked
+ones that are ten times slower.
+
+`_greedy_tiles`, for GPU and TPU, takes a tile of boxes at a time, compares them with
+all kept boxes at once, and settles the tile within itself by iterating to the
+fixpoint.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import sequential_vmap
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int
+
+from rpn_jax.ops._checks import as_boxes, as_float, as_mask, check_shape
+from rpn_jax.ops.boxes import Corners, corners, iou_of_corners
+from rpn_jax.ops.topk import top_k
+
+# Kept boxes compared at a time on CPU: one AVX-512 register of float32. More would
+# exceed the 1 KB that XLA allows a loop it compiles natively.
+LANES = 16
+# Boxes settled at a time elsewhere.
+TILE = 256
+
+
+class NMSResult(NamedTuple):
+    """The boxes that NMS keeps, best first.
+
+    Attributes:
+        indices: `[K]` int32 into the boxes given, K = max_outputs; -1 where padded.
+        valid: `[K]` bool.
+    """
+
+    indices: Int[Array, " K"]
+    valid: Bool[Array, " K"]
+
+
+def nms(
+    boxes: ArrayLike,
+    scores: ArrayLike,
+    *,
+    iou_threshold: float | jax.Array,
+    max_outputs: int,
+    valid: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+) -> NMSResult:
+    """Keep the best boxes and suppress those that overlap them.
+
+    Greedy by descending score, ties to the lower index. A box is suppressed where its
+    IoU with a kept box of the same group exceeds the threshold (strictly, float32
+    against float32). Boxes without area overlap nothing.
+
+    Args:
+        boxes: `[N, 4]` xyxy, any unit.
+        scores: `[N]` real numbers.
+        iou_threshold: number or traced scalar.
+        max_outputs: K, the most boxes to keep; static.
+        valid: `[N]` bool, which boxes take part; all by default. A box also takes no
+            part if its score is NaN or -inf or a coordinate is not finite.
+        groups: `[N]` integers; boxes suppress within their group only. One group by
+            default.
+
+    Returns:
+        `NMSResult` with the kept boxes by descending score, padded to K.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or max_outputs is below 1.
+
+    Reference:
+        The same kept boxes as `torchvision.ops.nms` and, with groups, `batched_nms`.
+
+    Example:
+        >>> boxes = jnp.array([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 0, 30, 10]])
+        >>> nms(boxes, jnp.array([0.8, 0.9, 0.3]), iou_threshold=0.5, max_outputs=3)
+        NMSResult(indices=Array([ 1,  2, -1], dtype=int32), \
+valid=Array([ True,  True, False], dtype=bool))
+    """
+    # Which boxes are kept is not differentiable; the caller gathers what is.
+    boxes = lax.stop_gradient(as_boxes(boxes, "boxes", rank=2))
+    scores = lax.stop_gradient(as_float(scores, "scores"))
+    count = boxes.shape[0]
+    check_shape(scores, (count,), "scores")
+    if max_outputs < 1:
+        raise ValueError(f"max_outputs must be at least 1, got {max_outputs}")
+    valid = as_mask(valid, (count,), "valid") & jnp.isfinite(boxes).all(axis=-1)
+    if groups is None:
+        groups = jnp.zeros_like(scores, dtype=jnp.int32)
+    groups = check_shape(jnp.asarray(groups), (count,), "groups")
+    if not jnp.issubdtype(groups.dtype, jnp.integer):
+        raise ValueError(f"groups must be integers, got dtype {groups.dtype}")
+
+    best = top_k(scores, max(count, 1), valid=valid)
+    order = jnp.maximum(best.indices, 0)
+    # Boxes that take no part lie at the end as zeros: they suppress nothing.
+    ranked = jnp.where(best.valid[:, None], boxes[order], 0.0)
+    kept = lax.platform_dependent(
+        ranked,
+        groups[order].astype(jnp.int32),
+        best.valid.sum().astype(jnp.int32),
+        jnp.asarray(iou_threshold, jnp.float32),
+        cpu=sequential_vmap(partial(_greedy_loops, max_outputs=max_outputs)),
+        default=partial(_greedy_tiles, max_outputs=max_outputs),
+    )
+    kept_valid = kept >= 0
+    return NMSResult(
+        jnp.where(kept_valid, order[jnp.maximum(kept, 0)], kept).astype(jnp.int32),
+        kept_valid,
+    )
+
+
+def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.Array:
+    """Keep boxes one by one; boxes [N, 4] best first, the first `count` take part.
+
+    Returns the ranks of kept boxes, [max_outputs] int32, -1 where padded.
+    """
+    size = -(-max_outputs // LANES) * LANES + LANES
+    # Derived from an input, so that the loops' carries vary over a mesh as it does.
+    zero = count * 0
+    # Six numbers a box, the group's bits among them: one read, one write.
+    bits = lax.bitcast_convert_type(groups, jnp.float32)
+    rows = jnp.stack([*corners(boxes), bits], axis=1)
+
+    def look(state):
+        rank, kept, *_ = state
+        return (rank < count) & (kept < max_outputs)
+
+    def take(state):
+        rank, kept, kept_rows, out = state
+        row = lax.dynamic_slice(rows, (rank, zero), (1, 6))
+
+        def search(state):
+            start, hit = state
+            return (start < kept) & ~hit
+
+        def compare(state):
+            start, _ = state
+            block = lax.dynamic_slice(kept_rows, (zero, start), (6, LANES))
+            iou = iou_of_corners(Corners(*block[:5]), Corners(*row[0, :5, None]))
+            return start + LANES, jnp.any(
+                (iou > threshold) & _same(block[5], row[0, 5])
+            )
+
+        _, hit = lax.while_loop(search, compare, (zero, zero > 0))
+        # Written whether it was hit or not; a box that was is overwritten by the next
+        # one, and zeros suppress nothing meanwhile.
+        row = jnp.where(hit, jnp.zeros_like(row), row)
+        return (
+            rank + 1,
+            kept + jnp.where(hit, 0, 1),
+            lax.dynamic_update_slice(kept_rows, row.T, (zero, kept)),
+            lax.dynamic_update_slice(out, jnp.where(hit, -1, rank)[None], (kept,)),
+        )
+
+    start = (
+        zero,
+        zero,
+        jnp.zeros((6, size)) + zero.astype(jnp.float32),
+        jnp.full(size, -1) + zero,
+    )
+    return lax.while_loop(look, take, start)[-1][:max_outputs]
+
+
+def _same(a, b):
+    """Compare the bits of float32 numbers, which may be NaN."""
+    return lax.bitcast_convert_type(a, jnp.int32) == lax.bitcast_convert_type(
+        b, jnp.int32
+    )
+
+
+def _greedy_tiles(
+    boxes, groups, count, threshold, *, max_outputs: int, tile: int = TILE
+) -> jax.Array:
+    """Keep boxes tile by tile; same contract as `_greedy_loops`."""
+    short = -boxes.shape[0] % tile
+    boxes = jnp.pad(boxes, ((0, short), (0, 0)))
+    groups = jnp.pad(groups, (0, short))
+    zero = count * 0
+    rows = jnp.stack(corners(boxes))  # [5, N]
+    earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
+
+    def overlaps(a, group_a, b, group_b):
+        """Tell which of a (rows) overlap which of b (columns) beyond the threshold."""
+        iou = iou_of_corners(
+            Corners(*(x[:, None] for x in a)), Corners(*(x[None, :] for x in b))
+        )
+        return (iou > threshold) & (group_a[:, None] == group_b[None, :])
+
+    def look(state):
+        start, kept, *_ = state
+        return (start < count) & (kept < max_outputs)
+
+    def take(state):
+        start, kept, kept_rows, kept_groups, out = state
+        box = lax.dynamic_slice(rows, (zero, start), (5, tile))
+        group = lax.dynamic_slice(groups, (start,), (tile,))
+        rank = start + jnp.arange(tile)
+
+        def against_kept(state):
+            at, clear = state
+            block = lax.dynamic_slice(kept_rows, (zero, at), (5, tile))
+            block_group = lax.dynamic_slice(kept_groups, (at,), (tile,))
+            hit = overlaps(block, block_group, box, group).any(axis=0)
+            return at + tile, clear & ~hit
+
+        _, clear = lax.while_loop(
+            lambda state: state[0] < kept, against_kept, (zero, rank < count)
+        )
+
+        # keep[j] = clear[j] and no kept earlier i overlaps j. After p rounds the first
+        # p boxes of the tile are final, so this ends, and at the greedy result.
+        suppresses = overlaps(box, group, box, group) & earlier
+
+        def settle(state):
+            keep, _ = state
+            new = clear & ~(suppresses & keep[:, None]).any(axis=0)
+            return new, (new != keep).any()
+
+        keep, _ = lax.while_loop(lambda state: state[1], settle, (clear, count > 0))
+
+        # Close the ranks up: the n-th kept box of the tile goes to place n.
+        place = jnp.where(keep, jnp.cumsum(keep) - 1, tile)
+        box = jnp.zeros_like(box).at[:, place].set(box, mode="drop")
+        group = jnp.zeros_like(group).at[place].set(group, mode="drop")
+        rank = (jnp.zeros_like(rank) - 1).at[place].set(rank, mode="drop")
+        return (
+            start + tile,
+            kept + keep.sum(dtype=kept.dtype),
+            lax.dynamic_update_slice(kept_rows, box, (zero, kept)),
+            lax.dynamic_update_slice(kept_groups, group, (kept,)),
+            lax.dynamic_update_slice(out, rank, (kept,)),
+        )
+
+    # A tile beyond the last place, because a whole tile is written at once; and a
+    # multiple of the tile, because whole tiles are read.
+    size = -(-max_outputs // tile) * tile + tile
+    empty = jnp.zeros(size, jnp.int32) + zero
+    start = (
+        zero,
+        zero,
+        jnp.zeros((5, size)) + zero.astype(jnp.float32),
+        empty,
+        empty - 1,
+    )
+    return lax.while_loop(look, take, start)[-1][:max_outputs]
