@@ -1,0 +1,139 @@
+"""Targets: matching, sampling and coding make what the head must learn."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from rpn_jax.ops._checks import as_boxes, as_float, as_mask
+from rpn_jax.ops.coding import encode_boxes
+from rpn_jax.ops.matching import match_anchors
+from rpn_jax.ops.sampling import sample_balanced
+
+
+class AnchorTargets(NamedTuple):
+    """What the head must learn from one image.
+
+    Attributes:
+        labels: `[A]` int32: 1 positive, 0 negative, -1 not used; before sampling.
+        sampled: `[A]` bool, the positives and negatives that enter the loss.
+        boxes: `[A, 4]` float32 xyxy, the object of each positive; else zeros.
+        deltas: `[A, 4]` float32, that object coded against the anchor; else zeros.
+        gt_iou: `[G]` float32, best IoU of each object with any anchor.
+    """
+
+    labels: Int[Array, " A"]
+    sampled: Bool[Array, " A"]
+    boxes: Float[Array, "A 4"]
+    deltas: Float[Array, "A 4"]
+    gt_iou: Float[Array, " G"]
+
+
+def anchor_targets(
+    key: jax.Array,
+    anchors: ArrayLike,
+    gt_boxes: ArrayLike,
+    gt_valid: ArrayLike | None,
+    image_size: ArrayLike,
+    *,
+    gt_ignore: ArrayLike | None = None,
+    high_threshold: float = 0.7,
+    low_threshold: float = 0.3,
+    low_quality: str = "label",
+    low_quality_above: float = 0.0,
+    ignore_threshold: float = 0.5,
+    boundary: float = math.inf,
+    boundary_first: bool = False,
+    sample_size: int = 256,
+    positive_fraction: float = 0.5,
+    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+) -> AnchorTargets:
+    """Match anchors to objects, draw a balanced sample, code the offsets to learn.
+
+    Args:
+        key: a random key, for the sample.
+        anchors: `[A, 4]` xyxy, pixels.
+        gt_boxes: `[G, 4]` xyxy, pixels, padded.
+        gt_valid: `[G]` bool, which boxes exist; None: all.
+        image_size: `[2]` (height, width) of the image within its padding.
+        gt_ignore: `[G]` bool, crowd or ignore regions among them.
+        high_threshold: see `match_anchors`.
+        low_threshold: see `match_anchors`.
+        low_quality: see `match_anchors`.
+        low_quality_above: see `match_anchors`.
+        ignore_threshold: see `match_anchors`.
+        boundary: anchors that leave the image by more pixels than this are not used.
+            Infinite: all are used.
+        boundary_first: they are left out before matching and so are no object's best,
+            and a right or bottom edge may lie exactly on the boundary
+            (py-faster-rcnn); else after matching, and it may not (detectron2).
+        sample_size: anchors drawn; static.
+        positive_fraction: the most that positives may take of them; static.
+        weights: factors of (dx, dy, dw, dh).
+
+    Returns:
+        `AnchorTargets`. Ties, padding and ignore regions are as in `match_anchors`.
+
+    Raises:
+        ValueError: a shape, dtype or option is wrong.
+
+    Reference:
+        Ren et al., Faster R-CNN, NeurIPS 2015, sections 3.1.2 and 3.1.3.
+
+    Example:
+        >>> anchors = jnp.array([[0.0, 0, 10, 10], [50, 50, 60, 60]])
+        >>> targets = anchor_targets(
+        ...     jax.random.key(0), anchors, jnp.array([[1.0, 0, 11, 10]]), None,
+        ...     (64, 64))
+        >>> targets.labels, targets.deltas[0]
+        (Array([1, 0], dtype=int32), Array([0.1, 0. , 0. , 0. ], dtype=float32))
+    """
+    anchors = as_boxes(anchors, "anchors", rank=2)
+    gt_boxes = as_boxes(gt_boxes, "gt_boxes", rank=2)
+    gt_valid = as_mask(gt_valid, gt_boxes.shape[:1], "gt_valid")
+    usable = _inside(anchors, image_size, boundary, touching=boundary_first)
+    matches = match_anchors(
+        anchors,
+        gt_boxes,
+        gt_valid,
+        high_threshold=high_threshold,
+        low_threshold=low_threshold,
+        low_quality=low_quality,
+        low_quality_above=low_quality_above,
+        gt_ignore=gt_ignore,
+        ignore_threshold=ignore_threshold,
+        anchor_valid=usable if boundary_first else None,
+    )
+    labels = jnp.where(usable, matches.labels, -1)
+    sampled = sample_balanced(
+        key, labels, size=sample_size, positive_fraction=positive_fraction
+    )
+    positive = ((labels == 1) & (matches.gt_index >= 0))[:, None]
+    if gt_boxes.shape[0] == 0:
+        boxes = jnp.zeros_like(anchors)
+    else:
+        boxes = gt_boxes[jnp.maximum(matches.gt_index, 0)]
+    # Anchors stand in for the boxes of the others, so that no log of 0 is taken.
+    deltas = encode_boxes(jnp.where(positive, boxes, anchors), anchors, weights=weights)
+    zeros = jnp.zeros_like(anchors)
+    return AnchorTargets(
+        labels,
+        sampled,
+        jnp.where(positive, boxes, zeros),
+        jnp.where(positive, deltas, zeros),
+        matches.gt_iou,
+    )
+
+
+def _inside(anchors, image_size, boundary: float, *, touching: bool) -> jax.Array:
+    """Tell which anchors stay within the image and `boundary` pixels around it."""
+    if math.isinf(boundary):
+        return anchors[:, 0] == anchors[:, 0]
+    height, width = as_float(jnp.asarray(image_size), "image_size")
+    x1, y1, x2, y2 = (anchors[:, i] for i in range(4))
+    short_of = jnp.less_equal if touching else jnp.less
+    near = (x1 >= -boundary) & (y1 >= -boundary)
+    return near & short_of(x2, width + boundary) & short_of(y2, height + boundary)
