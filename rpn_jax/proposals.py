@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from rpn_jax.ops._checks import as_boxes, as_float, check_option, check_shape
+from rpn_jax.ops._checks import (
+    ImageSize,
+    as_boxes,
+    as_float,
+    as_image_size,
+    check_option,
+    check_shape,
+)
 from rpn_jax.ops.coding import MAX_LOG_SCALE, decode_boxes
 from rpn_jax.ops.nms import nms
 from rpn_jax.ops.topk import top_k
@@ -36,7 +43,7 @@ def generate_proposals(
     anchors: Sequence[ArrayLike],
     logits: Sequence[ArrayLike],
     deltas: Sequence[ArrayLike],
-    image_size: ArrayLike,
+    image_size: ImageSize,
     *,
     pre_nms_top_n: int,
     post_nms_top_n: int,
@@ -102,7 +109,7 @@ def generate_proposals(
             "anchors, logits and deltas need one entry a level, got "
             f"{len(anchors)}, {len(logits)} and {len(deltas)}"
         )
-    image_size = as_float(jnp.asarray(image_size), "image_size")
+    image_size = as_image_size(image_size)
 
     def decode(deltas, anchors):
         boxes = decode_boxes(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from rpn_jax.batch import Batch
 from rpn_jax.conventions import TORCHVISION, Convention, ImageConvention, options
-from rpn_jax.models import RPNHead, SmallResNet, SqueezeNet, flatten_levels
+from rpn_jax.models import FPN, RPNHead, SmallResNet, SqueezeNet, flatten_levels
 from rpn_jax.ops.anchors import level_table, pyramid_anchors
 from rpn_jax.ops.coding import decode_boxes
 from rpn_jax.ops.losses import (
@@ -69,6 +69,17 @@ BACKBONES: dict[str, Callable[[RPNConfig, Any], nn.Module]] = {
     ),
     "small_resnet": lambda config, dtype: SmallResNet(
         strides=config.strides, dtype=dtype
+    ),
+    "small_resnet_fpn": lambda config, dtype: FPN(
+        bottom_up=SmallResNet(
+            widths=(32, 64, 64, 96),
+            blocks=(1, 1, 1, 1),
+            strides=config.strides,
+            dtype=dtype,
+        ),
+        channels=64,
+        smooth=False,
+        dtype=dtype,
     ),
 }
 

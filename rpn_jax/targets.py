@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from rpn_jax.ops._checks import as_boxes, as_float, as_mask
+from rpn_jax.ops._checks import ImageSize, as_boxes, as_image_size, as_mask
 from rpn_jax.ops.coding import encode_boxes
 from rpn_jax.ops.matching import match_anchors
 from rpn_jax.ops.sampling import sample_balanced
@@ -37,7 +37,7 @@ def anchor_targets(
     anchors: ArrayLike,
     gt_boxes: ArrayLike,
     gt_valid: ArrayLike | None,
-    image_size: ArrayLike,
+    image_size: ImageSize,
     *,
     gt_ignore: ArrayLike | None = None,
     high_threshold: float = 0.7,
@@ -132,7 +132,7 @@ def _inside(anchors, image_size, boundary: float, *, touching: bool) -> jax.Arra
     """Tell which anchors stay within the image and `boundary` pixels around it."""
     if math.isinf(boundary):
         return anchors[:, 0] == anchors[:, 0]
-    height, width = as_float(jnp.asarray(image_size), "image_size")
+    height, width = as_image_size(image_size)
     x1, y1, x2, y2 = (anchors[:, i] for i in range(4))
     short_of = jnp.less_equal if touching else jnp.less
     near = (x1 >= -boundary) & (y1 >= -boundary)

@@ -4,8 +4,9 @@ They map normalised NHWC images to tuples of feature maps and know nothing of an
 boxes.
 """
 
+from rpn_jax.models.fpn import FPN
 from rpn_jax.models.heads import RPNHead, flatten_levels
 from rpn_jax.models.resnet import SmallResNet
 from rpn_jax.models.squeezenet import SqueezeNet
 
-__all__ = ["RPNHead", "SmallResNet", "SqueezeNet", "flatten_levels"]
+__all__ = ["FPN", "RPNHead", "SmallResNet", "SqueezeNet", "flatten_levels"]

@@ -12,9 +12,9 @@ he_init = nn.initializers.he_uniform()
 
 
 class Conv1x1(nn.Module):
-    """1 x 1 convolution of ``[..., C]`` maps, computed as one matrix product.
+    """1 x 1 convolution of `[..., C]` maps, computed as one matrix product.
 
-    The kernel is stored ``[1, 1, C, features]`` as any other convolution's, so that
+    The kernel is stored `[1, 1, C, features]` as any other convolution's, so that
     weights load unchanged; XLA's CPU backend is much slower at it as a convolution.
     """
 
@@ -24,14 +24,14 @@ class Conv1x1(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map ``[..., C]`` to ``[..., features]`` in the compute dtype."""
+        """Map `[..., C]` to `[..., features]` in the compute dtype."""
         shape = (1, 1, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
-        # As a matrix: with leading axes XLA transposes both sides of the weight gradient.
-        rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-        return rows.reshape(*x.shape[:-1], self.features) + bias
+        # As a matrix: with more axes XLA transposes both sides of the weight gradient.
+        rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0] + bias[None]
+        return rows.reshape(*x.shape[:-1], self.features)
 
 
 def conv3x3(
@@ -59,20 +59,20 @@ def conv3x3(
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool3x3(x: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array:
-    """3 x 3 max pool of stride 2 over ``[B, H, W, C]``.
+    """3 x 3 max pool of stride 2 over `[B, H, W, C]`.
 
-    The same values and gradients as ``nn.max_pool``'s; ties go to the first position of
+    The same values and gradients as `nn.max_pool`'s; ties go to the first position of
     a window, row by row. XLA's CPU backend spends more time in the backward pass of its
     pool (select-and-scatter, one thread) than in all convolutions of SqueezeNet; here
     the position of each maximum is kept from the forward pass, and the gradient is nine
     dilated pads, some five times faster.
 
     Args:
-        x: ``[B, H, W, C]`` floats.
-        padding: ``((top, bottom), (left, right))`` cells of -inf.
+        x: `[B, H, W, C]` floats.
+        padding: `((top, bottom), (left, right))` cells of -inf.
 
     Returns:
-        ``[B, h, w, C]`` with ``h = (H + top + bottom - 3) // 2 + 1``, likewise ``w``.
+        `[B, h, w, C]` with `h = (H + top + bottom - 3) // 2 + 1`, likewise `w`.
     """
     return _pool_forward(x, padding)[0]
 

@@ -17,15 +17,15 @@ _init = nn.initializers.normal(0.01)
 class RPNHead(nn.Module):
     """Score each anchor and predict its four offsets, from one feature map.
 
-    A 3 x 3 convolution with ReLU (``rpn_conv``), then two sister 1 x 1 convolutions
-    (``rpn_cls_score``, ``rpn_bbox_pred``). Call the same instance on every level to
+    A 3 x 3 convolution with ReLU (`rpn_conv`), then two sister 1 x 1 convolutions
+    (`rpn_cls_score`, `rpn_bbox_pred`). Call the same instance on every level to
     share the weights. Weights start normal(0, 0.01), biases 0 (Ren et al., 2015).
 
     Attributes:
         num_anchors: Anchors a cell, A.
-        channels: Channels of ``rpn_conv``; None takes the map's.
+        channels: Channels of `rpn_conv`; None takes the map's.
         logits_per_anchor: 1 (sigmoid) or 2 (softmax over background, foreground).
-        num_convs: Number of 3 x 3 convolutions; the later are ``rpn_conv_1`` and on.
+        num_convs: Number of 3 x 3 convolutions; the later are `rpn_conv_1` and on.
         dtype: Compute type; parameters and outputs stay float32.
     """
 
@@ -40,12 +40,12 @@ class RPNHead(nn.Module):
         """Compute the head's outputs on one map.
 
         Args:
-            x: ``[B, H, W, C]`` features.
+            x: `[B, H, W, C]` features.
 
         Returns:
-            Scores ``[B, H, W, A * logits_per_anchor]`` and deltas ``[B, H, W, 4 A]``,
+            Scores `[B, H, W, A * logits_per_anchor]` and deltas `[B, H, W, 4 A]`,
             float32. Channels run anchor by anchor: logit k of anchor a is channel
-            ``a * logits_per_anchor + k``, delta k is channel ``4 a + k``.
+            `a * logits_per_anchor + k`, delta k is channel `4 a + k`.
         """
         if self.logits_per_anchor not in (1, 2):
             raise ValueError(
@@ -74,14 +74,14 @@ def flatten_levels(
     """Flatten head outputs to one row an anchor, in the order rows, columns, anchors.
 
     Args:
-        scores: Per level ``[B, H, W, A * logits_per_anchor]``.
-        deltas: Per level ``[B, H, W, 4 A]``.
+        scores: Per level `[B, H, W, A * logits_per_anchor]`.
+        deltas: Per level `[B, H, W, 4 A]`.
         logits_per_anchor: 1 or 2.
 
     Returns:
-        Per level the logits, ``[B, H * W * A]``, or ``[B, H * W * A, 2]`` with two
+        Per level the logits, `[B, H * W * A]`, or `[B, H * W * A, 2]` with two
         logits an anchor (background, foreground), and the deltas
-        ``[B, H * W * A, 4]``.
+        `[B, H * W * A, 4]`.
 
     Raises:
         ValueError: If the numbers of levels differ.

@@ -1,8 +1,8 @@
 """A small residual network with group norm, to train from scratch.
 
 He et al., Deep Residual Learning (2015); Wu and He, Group Normalization (2018). Group
-norm needs no batch statistics: the batch may be small, an image's features do not depend
-on the others, and there is no state beside the parameters.
+norm needs no batch statistics: the batch may be small, the features of an image do not
+depend on the others, and there is no state beside the parameters.
 """
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, ceil(H / stride), ..., features]``."""
+        """Map `[B, H, W, C]` to `[B, ceil(H / stride), ..., features]`."""
 
         def conv(stride: int, name: str) -> nn.Conv:
             return conv3x3(
@@ -50,7 +50,7 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """Residual trunk of a few stages, each after the first at half the resolution.
 
-    A 3 x 3 stem convolution of stride 2, then stage n at stride ``4 * 2**n``.
+    A 3 x 3 stem convolution of stride 2, then stage n at stride `4 * 2**n`.
 
     Attributes:
         widths: Channels of each stage.
@@ -73,11 +73,11 @@ class SmallResNet(nn.Module):
         """Compute the feature maps.
 
         Args:
-            x: ``[B, H, W, 3]`` normalised images.
+            x: `[B, H, W, 3]` normalised images.
 
         Returns:
-            For each stride s of ``strides`` float32 ``[B, ceil(H / s), ceil(W / s), C]``
-            with its stage's width C.
+            For each of `strides` its stage's map, float32 `[B, ceil(H / stride),
+            ceil(W / stride), width]`.
         """
         available = tuple(4 * 2**n for n in range(len(self.widths)))
         if len(self.blocks) != len(self.widths):
@@ -87,9 +87,9 @@ class SmallResNet(nn.Module):
             )
         if not self.strides or not set(self.strides) <= set(available):
             raise ValueError(f"strides must be among {available}, got {self.strides}")
-        x = conv3x3(
-            self.stem, stride=2, use_bias=False, dtype=self.dtype, name="stem"
-        )(x)
+        x = conv3x3(self.stem, stride=2, use_bias=False, dtype=self.dtype, name="stem")(
+            x
+        )
         x = nn.relu(nn.GroupNorm(self.groups, dtype=self.dtype, name="stem_norm")(x))
         maps = {}
         for stage, (features, count) in enumerate(

@@ -24,7 +24,7 @@ class Fire(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map ``[B, H, W, C]`` to ``[B, H, W, 2 * expand]``."""
+        """Map `[B, H, W, C]` to `[B, H, W, 2 * expand]`."""
         x = nn.relu(Conv1x1(self.squeeze, dtype=self.dtype, name="squeeze1x1")(x))
         one = Conv1x1(self.expand, dtype=self.dtype, name="expand1x1")(x)
         three = conv3x3(self.expand, dtype=self.dtype, name="expand3x3")(x)
@@ -37,7 +37,7 @@ class SqueezeNet(nn.Module):
     Attributes:
         padding: "same" pads conv1 and the pools by 1 on all sides, so that a side of
             384 px gives 24 cells; "torchvision" pads nothing and rounds the pools'
-            output sizes up, as its ``squeezenet1_1`` does (384 px give 23 cells).
+            output sizes up, as its `squeezenet1_1` does (384 px give 23 cells).
         dtype: Compute type; parameters stay float32.
     """
 
@@ -54,10 +54,10 @@ class SqueezeNet(nn.Module):
         """Compute the feature map.
 
         Args:
-            x: ``[B, H, W, 3]`` normalised images.
+            x: `[B, H, W, 3]` normalised images.
 
         Returns:
-            A 1-tuple: float32 ``[B, ceil(H / 16), ceil(W / 16), 512]`` with "same".
+            A 1-tuple: float32 `[B, ceil(H / 16), ceil(W / 16), 512]` with "same".
         """
         if self.padding not in ("same", "torchvision"):
             raise ValueError(

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+ImageSize = ArrayLike | tuple[ArrayLike, ArrayLike]
+
 
 def as_float(x: ArrayLike, name: str) -> jax.Array:
     """Turn real numbers of any precision into float32."""
@@ -46,3 +48,8 @@ def check_option(value: str, options: tuple[str, ...], name: str) -> str:
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
     return value
+
+
+def as_image_size(size: ImageSize) -> jax.Array:
+    """Turn a (height, width) pair, array or tuple, into float32 [2]."""
+    return check_shape(as_float(jnp.asarray(size), "image_size"), (2,), "image_size")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from rpn_jax.ops._checks import as_boxes, as_float, check_option
+from rpn_jax.ops._checks import ImageSize, as_boxes, as_image_size, check_option
 
 
 class Corners(NamedTuple):
@@ -126,7 +126,7 @@ def box_convert(boxes: ArrayLike, in_fmt: str, out_fmt: str) -> Float[Array, "*n
 
 
 def clip_boxes_to_image(
-    boxes: ArrayLike, image_size: ArrayLike
+    boxes: ArrayLike, image_size: ImageSize
 ) -> Float[Array, "*n 4"]:
     """Clip boxes to the image: x to [0, width], y to [0, height].
 
@@ -142,7 +142,7 @@ def clip_boxes_to_image(
         Array([ 0.,  2., 30.,  9.], dtype=float32)
     """
     boxes = as_boxes(boxes, "boxes")
-    height, width = as_float(jnp.asarray(image_size), "image_size")
+    height, width = as_image_size(image_size)
     limit = jnp.stack([width, height, width, height])
     return jnp.clip(boxes, 0, jnp.broadcast_to(limit, boxes.shape))
 

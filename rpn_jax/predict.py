@@ -1,0 +1,154 @@
+"""From a picture to boxes in one call."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from rpn_jax.data import Resize, decode_image
+from rpn_jax.data.transforms import pad_image, resize_image, resize_shape
+from rpn_jax.pretrained import load_params_npz
+from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.training.checkpoint import Checkpoints
+from rpn_jax.training.config import config_from_json
+
+DEMO = Path(__file__).parent / "pretrained" / "demo.npz"
+"""The packaged weights, trained on synthetic scenes."""
+
+
+class Prediction(NamedTuple):
+    """Where objects may be in one image, best first.
+
+    Attributes:
+        boxes: `[n, 4]` float32 xyxy, pixels of the image as given.
+        scores: `[n]` float32, descending.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+
+class Model(NamedTuple):
+    """A network with its weights.
+
+    Attributes:
+        config: of the network.
+        params: its variables dict.
+        resize: how images get the size that it was trained at.
+        data: the data fields of the run that it comes from, if any.
+    """
+
+    config: RPNConfig
+    params: Any
+    resize: Resize = Resize()
+    data: Any = None
+
+
+class Predictor:
+    """Proposes boxes for images of any size.
+
+    Images are resized as in training and padded to multiples of `pad_to`, with one
+    compilation for each padded size met.
+
+    Args:
+        model: a run's folder (its best checkpoint, else its last), a weight file
+            `.npz`, a `Model`, or None for the packaged demo weights.
+        pad_to: pixels, a multiple of the network's largest stride.
+
+    Example:
+        >>> predict = Predictor("runs/demo")  # doctest: +SKIP
+        >>> boxes, scores = predict("photo.jpg")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, model: str | Path | Model | None = None, *, pad_to: int = 128
+    ) -> None:
+        if not isinstance(model, Model):
+            model = load_model(DEMO if model is None else model)
+        self.model, self.pad_to = model, pad_to
+        self._params = jax.device_put(model.params)
+        self._propose = jax.jit(rpn(model.config).propose)
+
+    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Prediction:
+        """Propose boxes for one image.
+
+        Args:
+            image: a path, a PIL image, or an array `[H, W]`, `[H, W, 3]` or
+                `[H, W, 4]`; of a photograph's EXIF rotation account is taken.
+
+        Returns:
+            Boxes in pixels of the (upright) image, best first; none of them padding.
+
+        Raises:
+            DataError: the image is missing or broken.
+        """
+        pixels, scales = self._resize(decode(image))
+        size = pixels.shape[:2]
+        padded = tuple(-(-side // self.pad_to) * self.pad_to for side in size)
+        batch = pad_image(pixels, padded)[None]
+        sizes = np.array([size], np.int32)
+        found = jax.device_get(self._propose(self._params, batch, sizes))
+        valid = found.valid[0]
+        sy, sx = scales
+        boxes = found.boxes[0][valid] / np.array([sx, sy, sx, sy], np.float32)
+        return Prediction(boxes, found.scores[0][valid])
+
+    def _resize(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+        resize = self.model.resize
+        shape, scales = resize_shape(
+            (pixels.shape[0], pixels.shape[1]),
+            min_size=max(resize.min_sizes, default=None),
+            max_size=resize.max_size,
+            rule=resize.rule,
+        )
+        return resize_image(pixels, shape, rule=resize.rule, scales=scales), scales
+
+
+decode = partial(decode_image, upright=True)
+
+
+def load_model(path: str | Path) -> Model:
+    """Load a network from a run's folder or a weight file.
+
+    Args:
+        path: a folder made by `experiments.train` (best checkpoint, else last) or an
+            `.npz` written at its end.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file, or no checkpoint in it.
+        ValueError: the file is no weight file, or does not say its network.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_run(path)
+    params, metadata = load_params_npz(path)
+    if "model" not in metadata:
+        raise ValueError(f"{path} holds weights, but not the config of their network")
+    data = metadata.get("data", {})
+    resize = config_from_json(Resize, data.get("resize", {}))
+    return Model(config_from_json(RPNConfig, metadata["model"]), params, resize, data)
+
+
+def _load_run(folder: Path) -> Model:
+    file = folder / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{folder} holds no run: there is no {file}")
+    values = json.loads(file.read_text())
+    config = config_from_json(RPNConfig, values["model"])
+    resize = config_from_json(Resize, values["data"]["resize"])
+    side = resize.max_size
+    init = partial(rpn(config).init, image_size=(side, side))
+    like = jax.eval_shape(init, jax.random.key(0))
+    if not (folder / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet")
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.last if checkpoints.best is None else checkpoints.best
+        if step is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint yet")
+        averaged = values["optimizer"]["ema"] > 0
+        params = checkpoints.restore_params(like, step=step, ema=averaged)
+    return Model(config, params, resize, values["data"])

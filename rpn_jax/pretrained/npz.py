@@ -1,0 +1,120 @@
+"""A parameter tree as one flat `.npz`: no pickle, readable by NumPy alone."""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_METADATA = "metadata.json"
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read all arrays of an `.npz` file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The arrays by key.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, damaged or no `.npz` file. Names the file.
+    """
+    try:
+        # NumPy takes any other file for a pickle, and refuses it as a security matter.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("no zip archive")
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be read as .npz weights; it may be truncated "
+            f"or another kind of file ({error})"
+        ) from error
+
+
+def save_params_npz(
+    path: str | os.PathLike,
+    params: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a nested dict of arrays as a flat `.npz`, in place only when complete.
+
+    Args:
+        path: The file to write; written as given, whatever its suffix.
+        params: Nested dicts of arrays; the key of a leaf is its path joined by "/".
+        metadata: Anything that json can hold.
+
+    Raises:
+        ValueError: If a key is not a string, is empty or contains "/", or a leaf has
+            a type that npz cannot hold (cast bfloat16 to float32 first).
+    """
+    flat = dict(_flatten(params))
+    text = json.dumps(dict(metadata or {}))
+    arrays: dict[str, Any] = flat | {_METADATA: np.asarray(text)}
+    part = f"{os.fspath(path)}.part"
+    with open(part, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(part, path)
+
+
+def load_params_npz(
+    path: str | os.PathLike,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what `save_params_npz` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The nested dict of NumPy arrays, and the metadata ({} where there is none).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, damaged or of another kind.
+    """
+    flat = read_npz(path)
+    metadata = json.loads(str(flat.pop(_METADATA, "{}")))
+    return unflatten(flat), metadata
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nest a dict whose keys are paths joined by "/".
+
+    >>> unflatten({"conv/kernel": 1, "conv/bias": 2})
+    {'conv': {'kernel': 1, 'bias': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, leaf = key.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = ""):
+    for key, value in tree.items():
+        if not isinstance(key, str) or not key or "/" in key:
+            raise ValueError(
+                f'keys of params must be non-empty strings without "/", got {key!r}'
+                + (f" in {prefix[:-1]}" if prefix else "")
+            )
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+            continue
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{prefix}{key} must be an array of bool, int or float, got "
+                f"{array.dtype}"
+            )
+        yield f"{prefix}{key}", array
