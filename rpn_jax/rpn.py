@@ -20,6 +20,7 @@ from rpn_jax.models import FPN, RPNHead, SmallResNet, SqueezeNet, flatten_levels
 from rpn_jax.ops.anchors import level_table, pyramid_anchors
 from rpn_jax.ops.coding import decode_boxes
 from rpn_jax.ops.losses import (
+    RPNLosses,
     ciou_loss,
     diou_loss,
     foreground_logit,
@@ -104,7 +105,8 @@ class RPN(NamedTuple):
     Attributes:
         init: `init(key, image_size=(H, W)) -> params`, the whole Linen variables dict.
         apply: `apply(params, images, image_sizes) -> RPNOutputs`.
-        loss: `loss(key, params, batch) -> (loss, metrics)`, scalars.
+        loss: `loss(key, params, batch) -> (loss, metrics)`, scalars; metrics hold the
+            parts of the loss and how well the anchors cover the objects.
         propose: `propose(params, images, image_sizes, *, train=False,
             image_scales=None) -> Proposals`, each field with a leading B.
         config: the `RPNConfig` that it was made from.
@@ -194,7 +196,16 @@ def rpn(config: RPNConfig) -> RPN:
 
     def loss(key: jax.Array, params: Params, batch: Batch):
         outputs = apply(params, batch.images, batch.image_sizes)
-        return rpn_loss(key, outputs, batch, convention)
+        anchors = jnp.concatenate(outputs.anchors)
+        targets = batch_targets(key, anchors, batch, convention)
+        losses = rpn_loss(outputs, targets, convention)
+        total = losses.objectness + convention.loss.box_weight * losses.box
+        return total, {
+            "loss": total,
+            "loss_objectness": losses.objectness,
+            "loss_box": losses.box,
+            **_health(outputs, targets, batch, convention),
+        }
 
     def propose(
         params: Params,
@@ -242,34 +253,28 @@ def normalize_images(
 
 
 def rpn_loss(
-    key: jax.Array, outputs: RPNOutputs, batch: Batch, convention: Convention
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Compute the loss of a batch from the network's outputs.
+    outputs: RPNOutputs, targets: AnchorTargets, convention: Convention
+) -> RPNLosses:
+    """Compute the two parts of the loss of a batch.
 
     Args:
-        key: a random key, for the samples. Image i draws from fold_in(key, i), so that
-            the draw does not depend on how the batch lies on devices.
         outputs: of the network on the batch.
-        batch: the objects.
-        convention: how to match, sample, code and weigh.
+        targets: of its images, fields with a leading B, from `batch_targets`.
+        convention: which losses, and how to normalise them.
 
     Returns:
-        The loss, and metrics: `loss`, its parts `loss_objectness` and `loss_box`;
-        `positives` an image, in all and for each level; `objects_missed`, the share of
-        objects that no anchor overlaps by the upper threshold; `mean_best_iou`, over
-        objects, of the best anchor's IoU.
+        `RPNLosses`, not yet weighed against each other.
     """
     anchors = jnp.concatenate(outputs.anchors)
     logits = jnp.concatenate(outputs.logits, axis=1)
     deltas = jnp.concatenate(outputs.deltas, axis=1)
     if convention.loss.objectness == "softmax":
         logits = foreground_logit(logits)
-    targets = batch_targets(key, anchors, batch, convention)
     if convention.loss.box in IOU_LOSSES:
         box = _iou_loss(deltas, anchors, targets, convention)
     else:
         box = smooth_l1_loss(deltas, targets.deltas, beta=convention.loss.beta).sum(-1)
-    losses = rpn_losses(
+    return rpn_losses(
         sigmoid_objectness_loss(logits, targets.labels),
         box,
         targets.labels,
@@ -277,19 +282,16 @@ def rpn_loss(
         normalizer=convention.loss.normalizer,
         batch_size=convention.targets.sample_size,
     )
-    loss = losses.objectness + convention.loss.box_weight * losses.box
-    metrics = {
-        "loss": loss,
-        "loss_objectness": losses.objectness,
-        "loss_box": losses.box,
-    }
-    return loss, metrics | _health(outputs, targets, batch, convention)
 
 
 def batch_targets(
     key: jax.Array, anchors: jax.Array, batch: Batch, convention: Convention
 ) -> AnchorTargets:
-    """Make the targets of every image of a batch; fields get a leading B."""
+    """Make the targets of every image of a batch; fields get a leading B.
+
+    Image i draws its sample from fold_in(key, i), so that the draw does not depend on
+    how the batch lies on devices.
+    """
 
     def one(index, boxes, valid, ignore, size):
         return anchor_targets(
@@ -334,9 +336,9 @@ def propose_images(
     if convention.loss.objectness == "softmax":
         logits = tuple(foreground_logit(x) for x in logits)
 
-    def one(logits, deltas, size, scale):
+    def one(anchors, logits, deltas, size, scale):
         return generate_proposals(
-            outputs.anchors,
+            anchors,
             logits,
             deltas,
             size,
@@ -345,7 +347,7 @@ def propose_images(
             iou_threshold=rules.iou_threshold,
             score=rules.score,
             score_threshold=rules.score_threshold,
-            min_size=rules.min_size * (scale if rules.min_size_scaled else 1),
+            min_size=rules.min_size * (scale if rules.min_size_scaled else 1.0),
             min_size_strict=rules.min_size_strict,
             filter_first=rules.filter_first,
             inclusive=rules.inclusive,
@@ -353,21 +355,26 @@ def propose_images(
         )
 
     sizes, scales = jnp.asarray(image_sizes), jnp.asarray(image_scales)
-    return map_images(one, logits, outputs.deltas, sizes, scales)
+    return map_images(one, outputs.anchors, logits, outputs.deltas, sizes, scales)
 
 
-def map_images(function: Callable, *args: Any) -> Any:
-    """Map over images; on a mesh with an axis "data" each device maps over its own.
+def map_images(function: Callable, shared: Any, *args: Any) -> Any:
+    """Map function(shared, *args) over the images in args.
 
-    NMS on CPU goes image by image; over a sharded axis such a loop would gather the
-    whole batch on every device.
+    On a mesh with an axis "data" each device maps over its own images: NMS on CPU goes
+    image by image, and over a sharded axis such a loop would gather the whole batch.
     """
-    mapped = jax.vmap(function)
+    mapped = jax.vmap(function, in_axes=(None, *(0 for _ in args)))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or "data" not in mesh.axis_names or mesh.manual_axes:
-        return mapped(*args)
+        return mapped(shared, *args)
     split = jax.P("data")
-    return jax.shard_map(mapped, mesh=mesh, in_specs=split, out_specs=split)(*args)
+    return jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=(jax.P(), *(split for _ in args)),
+        out_specs=split,
+    )(shared, *args)
 
 
 def _iou_loss(deltas, anchors, targets: AnchorTargets, convention: Convention):
@@ -381,7 +388,12 @@ def _iou_loss(deltas, anchors, targets: AnchorTargets, convention: Convention):
 
 
 def _health(outputs, targets: AnchorTargets, batch: Batch, convention: Convention):
-    """Tell how well the anchors cover the objects of a batch."""
+    """Tell how well the anchors cover the objects of a batch.
+
+    `positives` an image, in all and for each level; `objects_missed`, the share of
+    objects that no anchor overlaps by the upper threshold; `mean_best_iou`, over
+    objects, of the best anchor's IoU.
+    """
     objects = jnp.asarray(batch.valid) & ~jnp.asarray(batch.ignore)
     count = jnp.maximum(objects.sum(), 1)
     covered = targets.gt_iou >= convention.targets.high_threshold

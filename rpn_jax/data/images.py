@@ -1,0 +1,133 @@
+"""Image files to RGB pixels, whatever their mode, depth and orientation."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from rpn_jax.data.records import DataError, Record
+
+_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
+
+
+def load_image(record: Record) -> np.ndarray:
+    """Return the record's image as uint8 [H, W, 3] RGB.
+
+    The stored pixels are turned as their EXIF orientation says only where the
+    annotated size asks for it: boxes belong to the image that the annotator saw.
+    Where the size cannot tell (none annotated, a square, a half turn) the pixels stay
+    as stored.
+
+    Raises:
+        DataError: The file is missing or broken, or its size fits in no orientation.
+    """
+    return decode_image(record.image, name=record.name, size=record.size)
+
+
+def decode_image(
+    image: bytes | Path | str | np.ndarray | Image.Image,
+    *,
+    name: str = "image",
+    size: tuple[int, int] | None = None,
+    upright: bool = False,
+) -> np.ndarray:
+    """Decode an image to uint8 [H, W, 3] RGB.
+
+    Grey becomes three equal channels, CMYK and palettes are converted, 16-bit samples
+    keep their high byte, alpha is dropped (the colour below it stays).
+
+    Args:
+        image: Encoded bytes, a path, a PIL image, or pixels [H, W], [H, W, 1],
+            [H, W, 3] or [H, W, 4] of uint8 or uint16.
+        name: Named in errors.
+        size: (height, width) that the annotation gives, or None.
+        upright: Without `size`: apply the EXIF orientation, as a viewer would.
+
+    Raises:
+        DataError: The image is missing or broken, or does not fit `size`.
+    """
+    if isinstance(image, np.ndarray):
+        pixels = _array_to_rgb(image, name)
+        orientation = 1
+    else:
+        pixels, orientation = _read(image, name)
+    transposed = orientation >= 5
+    stored = pixels.shape[:2]
+    if size is None:
+        return _turn(pixels, orientation) if upright else pixels
+    if stored == tuple(size):
+        return pixels
+    if transposed and stored[::-1] == tuple(size):
+        return _turn(pixels, orientation)
+    raise DataError(
+        f"{name}: the annotation says (height, width) = {tuple(size)}, the file has "
+        f"{stored}" + (" and its EXIF rotation does not mend it" if transposed else "")
+    )
+
+
+def image_size(record: Record) -> tuple[int, int]:
+    """Return (height, width): as annotated, else from the file's header."""
+    if record.size is not None:
+        return record.size
+    if isinstance(record.image, np.ndarray):
+        return record.image.shape[:2]
+    return header_size(record.image, record.name)
+
+
+def header_size(image: bytes | Path | str, name: str) -> tuple[int, int]:
+    """Return the stored (height, width) of an image file without decoding it."""
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as im:
+            return im.height, im.width
+    except Exception as error:
+        raise _broken(error, name) from error
+
+
+def _read(image: bytes | Path | str | Image.Image, name: str) -> tuple[np.ndarray, int]:
+    try:
+        if isinstance(image, Image.Image):
+            return _to_rgb(image, name), image.getexif().get(_ORIENTATION, 1)
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as im:
+            return _to_rgb(im, name), im.getexif().get(_ORIENTATION, 1)
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
+        raise _broken(error, name) from error
+
+
+def _broken(error: Exception, name: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{name}: there is no such image file: {error.filename}")
+    return DataError(f"{name}: the image cannot be read, it is broken: {error}")
+
+
+def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith("I"):
+        return _array_to_rgb(np.asarray(image), name)
+    if image.mode == "F":
+        raise DataError(f"{name}: an image of floats has no fixed range; store 8 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _array_to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise DataError(f"{name}: pixels must be [H, W, 3], got {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        # Pillow hands some 16-bit files out as 32-bit integers.
+        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
+            raise DataError(
+                f"{name}: pixels must be uint8 or uint16, got {pixels.dtype}"
+            )
+        pixels = (pixels >> 8).astype(np.uint8)
+    return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[..., :3]
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    image = Image.fromarray(pixels)
+    image.getexif()[_ORIENTATION] = orientation
+    return np.array(ImageOps.exif_transpose(image))

@@ -1,0 +1,257 @@
+"""From records to batches: shuffled, padded, resumable, read in the background.
+
+What stands in batch number k is a pure function of the seed and k (`plan.py`), so that
+resuming is exact and the number of workers does not change the order.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rpn_jax.batch import Batch
+from rpn_jax.data import transforms
+from rpn_jax.data.images import image_size, load_image
+from rpn_jax.data.plan import Plan
+from rpn_jax.data.records import DataError, OnBad, Record, Source, count_and_warn
+from rpn_jax.data.transforms import Jitter, Resize
+
+
+def make_dataset(
+    source: Source,
+    *,
+    batch: int,
+    buckets: Sequence[tuple[int, int]],
+    max_boxes: int = 100,
+    resize: Resize | None = None,
+    flip: float = 0.5,
+    jitter: Jitter | None = None,
+    seed: int = 0,
+    train: bool = True,
+    epochs: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    on_bad: OnBad = "raise",
+    workers: int = 0,
+    threads: int = 4,
+    prefetch: int = 4,
+) -> Any:
+    """Return a Grain iterator of `Batch`es of NumPy arrays.
+
+    Training: every epoch is a new permutation. All images of a batch share one bucket;
+    the buckets' batches are mixed. What does not fill a batch at the end of an epoch
+    opens the next epoch's first one, so that no image is left out or seen more often
+    than another.
+
+    Evaluation (`train=False`): every record once and in order (bucket after bucket, if
+    there are several), not flipped nor jittered; the last batch is filled up with empty
+    images of id -1.
+
+    The iterator has `get_state()`, `set_state(state)` and `close()`; a state belongs to
+    the worker count that it was taken with. Programs that use `workers` need
+    `if __name__ == "__main__":`, for workers are spawned.
+
+    Args:
+        source: Records.
+        batch: Images per batch of this process.
+        buckets: The (height, width) that images are padded to; each image goes into the
+            smallest one that holds it after resizing.
+        max_boxes: Boxes are padded, or cut with a counted warning, to this number.
+        resize: How images are resized; default: Pillow, longer side 384.
+        flip: Probability of a horizontal flip in training.
+        jitter: Photometric jitter in training; None for none.
+        seed: Of order and augmentation.
+        train: See above.
+        epochs: In training: how often to read the source; None for without end.
+        shard: (index, count) of this process. Each step's global batch of
+            `batch * count` images is split over the processes, in one bucket.
+        on_bad: What becomes of an image that cannot be read: "raise" a `DataError`, or
+            "skip" it, which leaves an empty image of id -1 in its place and counts it
+            in the log.
+        workers: Worker processes; 0 reads in threads of this process.
+        threads: Reader threads, of each worker if there are any.
+        prefetch: Batches read ahead, by each worker if there are any.
+
+    Raises:
+        DataError: The source is empty, or an image fits into no bucket.
+    """
+    import grain
+
+    batches = Batches(
+        Plan(
+            _assign_buckets(source, buckets, resize or Resize()),
+            batch=batch,
+            seed=seed,
+            train=train,
+            epochs=epochs,
+            shard=shard,
+        ),
+        source,
+        buckets=tuple(buckets),
+        max_boxes=max_boxes,
+        resize=resize or Resize(),
+        flip=flip if train else 0.0,
+        jitter=jitter if train else None,
+        on_bad=on_bad,
+    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+    if workers:
+        _let_workers_start()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=workers, per_worker_buffer_size=prefetch
+            )
+        )
+    return iter(dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of a plan, by number: random access for Grain."""
+
+    plan: Plan
+    source: Source
+    _: dataclasses.KW_ONLY
+    buckets: tuple[tuple[int, int], ...]
+    max_boxes: int
+    resize: Resize
+    flip: float
+    jitter: Jitter | None
+    on_bad: OnBad = "raise"
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Read one batch."""
+        bucket, rows, epochs = self.plan[int(index)]
+        shape = self.buckets[bucket]
+        images = [
+            self._empty(shape)
+            if row < 0
+            else self._read(
+                int(row),
+                shape,
+                np.random.default_rng((self.plan.seed, 1, int(epoch), int(row))),
+            )
+            for row, epoch in zip(rows, epochs, strict=True)
+        ]
+        return Batch(*(np.stack(leaves) for leaves in zip(*images, strict=True)))
+
+    def _read(
+        self, row: int, shape: tuple[int, int], rng: np.random.Generator
+    ) -> Batch:
+        record = self.source[row]
+        try:
+            image, boxes, scales = resize_record(
+                record, self.resize, rng if self.plan.train else None
+            )
+        except DataError as error:
+            if self.on_bad == "raise":
+                raise
+            count_and_warn(f"left out: {error}", 1)
+            return self._empty(shape)
+        if self.flip and rng.random() < self.flip:
+            image, boxes = transforms.flip_horizontal(image, boxes)
+        if self.jitter:
+            image = transforms.jitter_colours(rng, image, self.jitter)
+        keep = transforms.keep_boxes(boxes, record.ignore, self.max_boxes)
+
+        def pad(rows: np.ndarray, fill: float = 0) -> np.ndarray:
+            return transforms.pad_rows(rows[keep], self.max_boxes, fill)
+
+        return Batch(
+            images=transforms.pad_image(image, shape),
+            image_sizes=np.array(image.shape[:2], np.int32),
+            boxes=pad(boxes),
+            valid=np.arange(self.max_boxes) < len(keep),
+            ignore=pad(record.ignore),
+            scales=np.array(scales, np.float32),
+            image_ids=np.int32(record.image_id),
+            labels=pad(record.labels, -1),
+        )
+
+    def _empty(self, shape: tuple[int, int]) -> Batch:
+        none = np.zeros(self.max_boxes, bool)
+        return Batch(
+            images=np.zeros((*shape, 3), self.resize.dtype),
+            image_sizes=np.array(shape, np.int32),
+            boxes=np.zeros((self.max_boxes, 4), np.float32),
+            valid=none,
+            ignore=none,
+            scales=np.ones(2, np.float32),
+            image_ids=np.int32(-1),
+            labels=np.full(self.max_boxes, -1, np.int32),
+        )
+
+
+def resize_record(
+    record: Record, resize: Resize, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """Load and resize one record.
+
+    Args:
+        record: The record.
+        resize: How.
+        rng: Draws among several `min_size`s; None takes the last.
+
+    Returns:
+        Pixels [h, w, 3]; boxes [n, 4] float32 xyxy in them; scales (y, x).
+    """
+    image = load_image(record)
+    sides = resize.min_sizes
+    side = sides[-1] if sides else None
+    if rng and len(sides) > 1:
+        side = sides[rng.integers(len(sides))]
+    shape, (sy, sx) = transforms.resize_shape(
+        image.shape[:2], min_size=side, max_size=resize.max_size, rule=resize.rule
+    )
+    image = transforms.resize_image(image, shape, rule=resize.rule, scales=(sy, sx))
+    return image, record.boxes * np.array([sx, sy, sx, sy], np.float32), (sy, sx)
+
+
+def _assign_buckets(
+    source: Source, buckets: Sequence[tuple[int, int]], resize: Resize
+) -> np.ndarray:
+    """Find the bucket of every record from its annotated size, [n] indices."""
+    if not len(source):
+        raise DataError("the source has no records")
+    sizes = getattr(source, "sizes", None)
+    if sizes is None:
+        if len(buckets) == 1 and min(buckets[0]) >= resize.max_size:
+            return np.zeros(len(source), np.int64)  # all fit: no need to read them
+        sizes = [image_size(source[i]) for i in range(len(source))]
+    sizes, inverse = np.unique(np.asarray(sizes), axis=0, return_inverse=True)
+    # With several shorter sides the image must fit whichever is drawn.
+    side = max(resize.min_sizes, default=None)
+    bucket_of = np.empty(len(sizes), np.int64)
+    for i, size in enumerate(sizes):
+        shape, _ = transforms.resize_shape(
+            tuple(size.tolist()),
+            min_size=side,
+            max_size=resize.max_size,
+            rule=resize.rule,
+        )
+        bucket = transforms.smallest_bucket(shape, buckets)
+        if bucket is None:
+            row = int(np.flatnonzero(inverse.ravel() == i)[0])
+            raise DataError(
+                f"{source[row].name}: resized to (height, width) = {shape} it fits "
+                f"into none of the buckets {tuple(buckets)}"
+            )
+        bucket_of[i] = bucket
+    return bucket_of[inverse.ravel()]
+
+
+def _let_workers_start() -> None:
+    """Let Grain start processes where nobody has parsed absl's flags.
+
+    Grain 0.2.18 reads one of its flags when it starts workers, and absl refuses before
+    parsing; programs that do not use absl never parse.
+    """
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

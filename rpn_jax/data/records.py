@@ -1,0 +1,214 @@
+"""What every source delivers, and the checks that it passes on entry.
+
+Boxes here are `x1, y1, x2, y2` in pixels of the image as annotated, continuous
+(`width = x2 - x1`); sizes are (height, width).
+"""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+log = logging.getLogger("rpn_jax.data")
+
+# Annotators round outwards and COCO's own boxes overshoot by fractions of a pixel.
+TOLERANCE = 1.0
+
+OnBad = Literal["raise", "skip"]
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and the record."""
+
+
+class Record(NamedTuple):
+    """One image and its annotated objects.
+
+    Attributes:
+        image: Encoded bytes, the path of an image file, or pixels [H, W, 3] uint8.
+        image_id: Non-negative integer, unique in its source.
+        name: File name, for messages.
+        size: (height, width) as annotated, None where the annotation does not say.
+        boxes: [n, 4] float32 xyxy, pixels of the original image.
+        labels: [n] int32, 0-based index into the source's `classes`.
+        ignore: [n] bool, crowd or difficult: neither object nor background.
+        areas: [n] float32, square pixels, as the annotation counts them.
+    """
+
+    image: bytes | Path | np.ndarray
+    image_id: int
+    name: str
+    size: tuple[int, int] | None
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+    areas: np.ndarray
+
+
+class Source(Protocol):
+    """Random access to records; picklable, so that worker processes can hold it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; `Record.labels` are indices into them."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Return one record."""
+        ...
+
+
+FAULTS = (
+    "",
+    "is not finite",
+    "has x2 < x1 or y2 < y1: it looks like x, y, width, height where x1, y1, x2, y2 "
+    "is meant",
+    "has no area",
+    "lies outside the image",
+    "has an unknown category",
+)
+
+
+def find_faults(
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    tolerance: float = TOLERANCE,
+) -> np.ndarray:
+    """Return for every box the index into `FAULTS` of what is wrong with it.
+
+    Args:
+        boxes: [n, 4] xyxy in pixels.
+        sizes: [n, 2] or [2], (height, width) of the box's image.
+        labels: [n] class indices.
+        num_classes: Labels must lie in 0 .. num_classes - 1.
+        tolerance: Pixels by which a box may stick out of its image.
+
+    Returns:
+        [n] int8, 0 where the box is good.
+    """
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    height, width = np.asarray(sizes).reshape(-1, 2).T
+    with np.errstate(invalid="ignore"):
+        inside_w = np.minimum(x2, width) - np.maximum(x1, 0)
+        inside_h = np.minimum(y2, height) - np.maximum(y1, 0)
+        out = np.minimum(x1, y1) < -tolerance
+        out |= (x2 > width + tolerance) | (y2 > height + tolerance)
+        conditions = (
+            ~np.isfinite(x1 + y1 + x2 + y2),
+            (x2 < x1) | (y2 < y1),
+            (x2 == x1) | (y2 == y1),
+            out | (inside_w <= 0) | (inside_h <= 0),
+            (labels < 0) | (labels >= num_classes),
+        )
+    return np.select(conditions, range(1, 6), 0).astype(np.int8)
+
+
+def clip_boxes(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Clip boxes [n, 4] xyxy to images of `sizes` [n, 2] or [2] (height, width)."""
+    height, width = np.asarray(sizes).reshape(-1, 2).T
+    high = np.stack([width, height, width, height], axis=1)
+    return np.clip(boxes, 0, high).astype(np.float32)
+
+
+def count_moved(boxes: np.ndarray, before: np.ndarray) -> int:
+    """Count the boxes [n, 4] that clipping moved by more than a rounding error."""
+    return int((np.abs(boxes - before) > 1e-2).any(axis=1).sum())
+
+
+def check_record(
+    record: Record,
+    num_classes: int,
+    *,
+    on_bad: OnBad = "raise",
+    tolerance: float = TOLERANCE,
+) -> tuple[Record, Counter[str]]:
+    """Check one record of known size; return it clipped, and what was mended.
+
+    A box that sticks out of the image by at most `tolerance` pixels is clipped; one
+    that sticks out further, is empty or not finite, or has an unknown category is a
+    fault.
+
+    Args:
+        record: The record; its `size` must be known.
+        num_classes: Labels must lie in 0 .. num_classes - 1.
+        on_bad: "raise" a `DataError` for the first fault, or "skip" the box.
+        tolerance: Pixels.
+
+    Returns:
+        The record with good boxes only, and counts by what happened.
+
+    Raises:
+        DataError: A box is faulty and `on_bad` is "raise".
+    """
+    if record.size is None:
+        raise DataError(f"{record.name}: the image size is not known")
+    size = np.asarray(record.size)
+    codes = find_faults(
+        record.boxes, size, record.labels, num_classes, tolerance=tolerance
+    )
+    if codes.any() and on_bad == "raise":
+        raise DataError(describe_fault(record, int(np.flatnonzero(codes)[0]), codes))
+    counts = Counter(f"box {FAULTS[c].split(':')[0]}" for c in codes[codes > 0])
+    good = codes == 0
+    boxes = clip_boxes(record.boxes[good], size)
+    if clipped := count_moved(boxes, record.boxes[good]):
+        counts["box clipped to the image"] = clipped
+    record = record._replace(
+        boxes=boxes,
+        labels=record.labels[good],
+        ignore=record.ignore[good],
+        areas=record.areas[good],
+    )
+    return record, counts
+
+
+def describe_fault(record: Record, index: int, codes: np.ndarray) -> str:
+    """Say in one sentence what is wrong with box `index` of `record`."""
+    box = [round(float(v), 2) for v in record.boxes[index]]
+    size = f" (height, width) = {record.size}" if record.size else ""
+    return (
+        f"{record.name} (image id {record.image_id}{size}): box {index} "
+        f"x1, y1, x2, y2 = {box} {FAULTS[codes[index]]}; "
+        'pass on_bad="skip" to leave such boxes out and count them'
+    )
+
+
+def report(where: object, counts: Counter[str]) -> None:
+    """Log one warning that says what was left out or mended, and how often."""
+    if counts:
+        text = ", ".join(f"{n} x {what}" for what, n in sorted(counts.items()))
+        log.warning("%s: %s", where, text)
+
+
+_seen: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+def count_and_warn(what: str, number: int) -> None:
+    """Add to a running count of this process; log it when it gains a digit.
+
+    For faults that are met one at a time while reading: the log shows them without
+    filling up.
+    """
+    with _lock:
+        before = _seen[what]
+        _seen[what] = total = before + number
+    if number and (before == 0 or len(str(total)) > len(str(before))):
+        log.warning("%s: %d so far", what, total)
+
+
+def class_index(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Return the index of each name in `classes`, -1 for an unknown one, [n] int32."""
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index.get(name, -1) for name in names], np.int32)
