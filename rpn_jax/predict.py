@@ -91,7 +91,9 @@ class Predictor:
         padded = tuple(-(-side // self.pad_to) * self.pad_to for side in size)
         batch = pad_image(pixels, padded)[None]
         sizes = np.array([size], np.int32)
-        found = jax.device_get(self._propose(self._params, batch, sizes))
+        scale = np.array([np.mean(scales)], np.float32)
+        found = self._propose(self._params, batch, sizes, image_scales=scale)
+        found = jax.device_get(found)
         valid = found.valid[0]
         sy, sx = scales
         boxes = found.boxes[0][valid] / np.array([sx, sy, sx, sy], np.float32)

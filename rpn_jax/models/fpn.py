@@ -13,8 +13,8 @@ from rpn_jax.models.conv import Conv1x1, conv3x3
 class FPN(nn.Module):
     """Bring the maps of a trunk to one number of channels, from the coarsest down.
 
-    Each map passes a 1 x 1 convolution (``lateral``); the coarser result, every cell
-    repeated, is added to it; a 3 x 3 convolution (``output``) smooths the sum.
+    Each map passes a 1 x 1 convolution (`lateral`); the coarser result, every cell
+    repeated, is added to it; a 3 x 3 convolution (`output`) smooths the sum.
 
     Attributes:
         bottom_up: The trunk; its maps run from fine to coarse, each half the last.
@@ -39,10 +39,10 @@ class FPN(nn.Module):
         """Compute the feature maps.
 
         Args:
-            x: ``[B, H, W, 3]`` normalised images.
+            x: `[B, H, W, 3]` normalised images.
 
         Returns:
-            For each map of the trunk float32 ``[B, h, w, channels]``, fine to coarse.
+            For each map of the trunk float32 `[B, h, w, channels]`, fine to coarse.
         """
         maps = []
         above = None

@@ -25,19 +25,19 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, damaged or no `.npz` file. Names the file.
     """
-    try:
-        # NumPy takes any other file for a pickle, and refuses it as a security matter.
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("no zip archive")
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except FileNotFoundError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{os.fspath(path)} cannot be read as .npz weights; it may be truncated "
-            f"or another kind of file ({error})"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            # NumPy takes any other file for a pickle, and refuses it as unsafe.
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("no zip archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"{os.fspath(path)} cannot be read as .npz weights; it may be "
+                f"truncated or another kind of file ({error})"
+            ) from error
 
 
 def save_params_npz(
@@ -57,11 +57,13 @@ def save_params_npz(
             a type that npz cannot hold (cast bfloat16 to float32 first).
     """
     flat = dict(_flatten(params))
-    text = json.dumps(dict(metadata or {}))
-    arrays: dict[str, Any] = flat | {_METADATA: np.asarray(text)}
+    flat[_METADATA] = np.asarray(json.dumps(dict(metadata or {})))
     part = f"{os.fspath(path)}.part"
-    with open(part, "wb") as file:
-        np.savez(file, **arrays)
+    # Not np.savez: it has no room for an array named "file".
+    with zipfile.ZipFile(part, "w") as archive:
+        for key, array in flat.items():
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     os.replace(part, path)
 
 

@@ -1,0 +1,1 @@
+"""Scripts that train, evaluate and use region proposal networks."""

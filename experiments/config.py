@@ -1,0 +1,221 @@
+"""The fields of a run, and how the command line sets them."""
+
+import dataclasses
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import tyro
+
+import experiments.configs
+from rpn_jax.data import DataError, Jitter, Resize
+from rpn_jax.data.records import OnBad
+from rpn_jax.predict import Model, load_model
+from rpn_jax.rpn import RPNConfig
+from rpn_jax.training.config import config_to_json
+from rpn_jax.training.optimizer import OptimizerConfig
+
+
+class UsageError(Exception):
+    """What was asked for cannot be done; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images and boxes come from, and what becomes of them.
+
+    Attributes:
+        kind: the form they lie in: synthetic scenes, a COCO json and a folder of
+            images, a VOC folder, or a folder prepared by tensorflow_datasets.
+        root: folder that holds the data; default $RPN_JAX_DATA, else `data`.
+        folders: below `root`, where a VOC or tfds folder is looked for.
+        train: scenes to train on (shapes: a number), json file (coco) or split.
+        val: the same to evaluate on.
+        images: folder of the images (coco).
+        limit: use the first so many images of each split; 0: all.
+        resize: how images get their size.
+        buckets: (height, width) that images are padded to, the smallest that fits; one
+            compilation each. Empty: the square of `resize.max_size`.
+        max_boxes: boxes an image at most; what is cut off is counted and shown.
+        flip: share of the training images that are mirrored.
+        jitter: how far colours of training images are changed.
+        on_bad: a broken record stops the run, or is left out, counted and shown.
+        threads: threads that read and resize images ahead of the step.
+        workers: processes that do so instead; 0 for threads.
+    """
+
+    kind: Literal["shapes", "coco", "voc", "tfds"] = "shapes"
+    root: Path | None = None
+    folders: tuple[str, ...] = ()
+    train: str = "train"
+    val: str = "val"
+    images: Path | None = None
+    limit: int = 0
+    resize: Resize = Resize()
+    buckets: tuple[tuple[int, int], ...] = ()
+    max_boxes: int = 100
+    flip: float = 0.5
+    jitter: Jitter = Jitter()
+    on_bad: OnBad = "raise"
+    threads: int = 4
+    workers: int = 0
+
+    @property
+    def padded_sizes(self) -> tuple[tuple[int, int], ...]:
+        """`buckets`, or the square that stands for none."""
+        side = self.resize.max_size
+        return self.buckets or ((side, side),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How recall is measured.
+
+    Attributes:
+        every: steps from one evaluation to the next; 0: at the end only.
+        batch: images at a time.
+        examples: images in the picture of proposals.
+    """
+
+    every: int = 0
+    batch: int = 8
+    examples: int = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A whole run.
+
+    Attributes:
+        steps: updates in all.
+        batch: images an update, over all devices.
+        seed: decides initial weights, order of the data, augmentation and sampling.
+        lr: highest learning rate.
+        weights: file of the trunk's weights to start from, .npz.
+        workdir: folder of the run; one that holds a run is resumed.
+        data: where images and boxes come from.
+        model: the network.
+        optimizer: how parameters follow their gradients.
+        eval: how recall is measured.
+        save_every: steps from one checkpoint to the next.
+        log_every: steps from one progress line to the next.
+        tensorboard: write TensorBoard files too.
+    """
+
+    steps: int = 600
+    batch: int = 8
+    seed: int = 0
+    lr: float = 0.01
+    weights: Path | None = None
+    workdir: Path = Path("runs/latest")
+    data: DataConfig = DataConfig()
+    model: RPNConfig = RPNConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    save_every: int = 200
+    log_every: int = 20
+    tensorboard: bool = False
+
+
+def config_names() -> list[str]:
+    """List the configs of `experiments/configs`."""
+    return sorted(m.name for m in pkgutil.iter_modules(experiments.configs.__path__))
+
+
+def load_config(name: str) -> TrainConfig:
+    """Return the config that `name` names.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in config_names():
+        known = ", ".join(config_names())
+        raise UsageError(f"there is no config '{name}'; there are {known}")
+    return importlib.import_module(f"experiments.configs.{name}").CONFIG
+
+
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """Read `CONFIG [--field value ...]`; `--help` lists every field and exits.
+
+    Raises:
+        UsageError: the config is unknown or not named.
+    """
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: python -m experiments.train CONFIG [--field value ...]\n")
+        for known in config_names():
+            doc = importlib.import_module(f"experiments.configs.{known}").__doc__ or ""
+            print(f"  {known:<14}{doc.splitlines()[0]}")
+        print("\nThe fields of every CONFIG, with the defaults of shapes:\n")
+        name, rest = "shapes", ["--help"]
+    return tyro.cli(
+        TrainConfig,
+        default=load_config(name),
+        args=rest,
+        prog=f"python -m experiments.train {name}",
+    )
+
+
+def data_root(config: DataConfig) -> Path:
+    """Return the folder that data is looked for under."""
+    return config.root or Path(os.environ.get("RPN_JAX_DATA") or "data")
+
+
+def same_run(workdir: Path, config: TrainConfig) -> None:
+    """Refuse to resume a run of another configuration; write the configuration.
+
+    Steps, evaluation and logging may change from start to start.
+
+    Raises:
+        UsageError: `workdir` holds a run whose configuration differs.
+    """
+    file, now = workdir / "config.json", config_to_json(config)
+    if file.exists():
+        then = json.loads(file.read_text())
+        keys = ("batch", "seed", "lr", "weights", "data", "model", "optimizer")
+        # The same data may lie elsewhere by now.
+        then["data"]["root"] = now["data"]["root"]
+        differ = [key for key in keys if then.get(key) != now[key]]
+        if differ:
+            raise UsageError(
+                f"{workdir} holds a run with another {', '.join(differ)}; name another "
+                f"--workdir, or give the options that are in {file}"
+            )
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(now, indent=2) + "\n")
+    os.replace(part, file)
+
+
+def open_model(path: Path) -> Model:
+    """Load the network that a run's folder or a weight file holds.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return load_model(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"cannot take {path} for a model: {error}") from error
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, where the user has named no place."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "rpn_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def exit_with(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Run a script's `main`; what the user can mend is one sentence, exit code 2."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,134 @@
+"""From a `DataConfig` to sources of records and iterators of batches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.config import DataConfig, UsageError, data_root
+from rpn_jax.data import (
+    CocoSource,
+    DataError,
+    Jitter,
+    Record,
+    ShapesSource,
+    Source,
+    TfdsSource,
+    VocSource,
+    make_dataset,
+)
+
+
+def open_source(
+    config: DataConfig, split: str, *, classes: Sequence[str] | None = None
+) -> Source:
+    """Open the records of a split, `train` or `val`.
+
+    Args:
+        config: where they lie.
+        split: which.
+        classes: names of a VOC folder's classes; None: those of the split.
+
+    Raises:
+        UsageError: the files are not there, or broken.
+    """
+    try:
+        source = _open(config, split, classes)
+    except DataError as error:
+        raise UsageError(str(error)) from error
+    if config.limit:
+        source = First(source, config.limit)
+    if not len(source):
+        raise UsageError(f"there are no images in the data of --data.{split}")
+    return source
+
+
+class First:
+    """The first `number` records of a source."""
+
+    def __init__(self, source: Source, number: int):
+        self._source, self._number = source, number
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return min(self._number, len(self._source))
+
+    def __getitem__(self, index: int) -> Record:
+        """Return one record."""
+        return self._source[range(len(self))[index]]
+
+
+def train_batches(source: Source, config: DataConfig, *, batch: int, seed: int) -> Any:
+    """Return an endless iterator of training batches, `batch` over all processes."""
+    return make_dataset(
+        source,
+        batch=batch // jax.process_count(),
+        buckets=config.padded_sizes,
+        max_boxes=config.max_boxes,
+        resize=config.resize,
+        flip=config.flip,
+        jitter=None if config.jitter == Jitter() else config.jitter,
+        seed=seed,
+        shard=(jax.process_index(), jax.process_count()),
+        threads=config.threads,
+        workers=config.workers,
+    )
+
+
+def eval_batches(source: Source, config: DataConfig, *, batch: int) -> Any:
+    """Return an iterator over every record once, the last batch filled up."""
+    return make_dataset(
+        source,
+        batch=batch,
+        buckets=config.padded_sizes,
+        max_boxes=config.max_boxes,
+        resize=config.resize,
+        threads=config.threads,
+        train=False,
+    )
+
+
+def _open(
+    config: DataConfig, split: str, classes: Sequence[str] | None = None
+) -> Source:
+    name = config.train if split == "train" else config.val
+    if config.kind == "shapes":
+        # Scenes of different seeds are different scenes: none is in both splits.
+        if not name.isdecimal():
+            raise UsageError(f"--data.{split} {name}: a number of scenes is wanted")
+        return ShapesSource(int(name), seed=0 if split == "train" else 1)
+    root = data_root(config)
+    if config.kind == "coco":
+        file = _existing(root, Path(name), f"--data.{split}")
+        images = _existing(root, config.images or Path("images"), "--data.images")
+        return CocoSource(file, images, on_bad=config.on_bad)
+    folder = _folder(root, config)
+    if config.kind == "voc":
+        return VocSource(folder, name, classes, on_bad=config.on_bad)
+    return TfdsSource(folder, name, on_bad=config.on_bad)
+
+
+def _existing(root: Path, path: Path, option: str) -> Path:
+    """Return `path` as it stands or below `root`, whichever exists."""
+    for candidate in (path, root / path):
+        if candidate.exists():
+            return candidate
+    raise UsageError(
+        f"{path} does not exist, here or in {root}; name it with {option} PATH"
+    )
+
+
+def _folder(root: Path, config: DataConfig) -> Path:
+    """Find the VOC or tfds folder: `root` itself or one of `folders` below it."""
+    marks = ("ImageSets/Main",) if config.kind == "voc" else ("dataset_info.json",)
+    candidates = [root, *(root / folder for folder in config.folders)]
+    for folder in candidates:
+        if any((folder / mark).exists() for mark in marks):
+            return folder
+    looked = " or ".join(str(folder) for folder in candidates)
+    raise UsageError(
+        f"no {config.kind} data (a folder with {marks[0]}) in {looked}; name the "
+        "folder with --data.root DIR or set RPN_JAX_DATA"
+    )

@@ -1,0 +1,251 @@
+"""Measure the recall of a trained network.
+
+usage: python -m experiments.evaluate MODEL [--data.field value ...] [--out DIR]
+
+MODEL is a run's folder (its best checkpoint, else its last) or a weight file. The data
+is what the run was evaluated on; `--data.val` and its fellows name other data. Writes
+`recall.json` and `recall.png` to the folder of the model, or to --out.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from experiments.config import (
+    DataConfig,
+    EvalConfig,
+    exit_with,
+    open_model,
+    use_compilation_cache,
+)
+from experiments.data import eval_batches, open_source
+from rpn_jax import plotting
+from rpn_jax.data import Source, load_image
+from rpn_jax.data.transforms import pad_rows
+from rpn_jax.evaluation import (
+    AREA_NAMES,
+    IOU_THRESHOLDS,
+    MAX_PROPOSALS,
+    RecallTotals,
+    matched_recall,
+    recall_metrics,
+)
+from rpn_jax.rpn import RPN, rpn
+from rpn_jax.training.config import config_from_json
+from rpn_jax.training.mesh import data_mesh, put_batch, replicated
+
+
+class Objects(NamedTuple):
+    """The objects of images in original pixels, padded; none is cut off.
+
+    Shapes: boxes `[n, G, 4]` xyxy, the others `[n, G]`.
+    """
+
+    boxes: np.ndarray
+    valid: np.ndarray
+    ignore: np.ndarray
+    areas: np.ndarray
+
+
+class Example(NamedTuple):
+    """One image, its proposals and its objects, boxes xyxy in original pixels."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    gt_boxes: np.ndarray
+
+
+class Evaluation(NamedTuple):
+    """What was measured; -1 stands where there is no object of a size.
+
+    Attributes:
+        figures: by name, as `recall_metrics` gives them: `AR@k` and `AR@k_size`, recall
+            with the k best proposals an image averaged over IoU 0.5 to 0.95; `R50@k`,
+            recall at IoU 0.5.
+        curves: k -> recall at each of `IOU_THRESHOLDS`.
+        examples: the first images.
+    """
+
+    figures: dict[str, float]
+    curves: dict[int, list[float]]
+    examples: list[Example]
+
+
+class Evaluator:
+    """Measures recall on one source; compiled once, used after any step.
+
+    Args:
+        model: the network.
+        source: records to measure on.
+        data: how they become batches.
+        config: how many at a time.
+        mesh: devices, each of which takes its part of a batch.
+    """
+
+    def __init__(
+        self,
+        model: RPN,
+        source: Source,
+        data: DataConfig,
+        config: EvalConfig,
+        mesh: jax.sharding.Mesh,
+    ):
+        self._source, self._data, self._mesh = source, data, mesh
+        self._batch = -(-config.batch // mesh.size) * mesh.size
+        self._examples = config.examples
+        self._objects, self._row = load_objects(source)
+
+        def count(params, batch, objects: Objects, totals: RecallTotals):
+            found = model.propose(
+                params,
+                batch.images,
+                batch.image_sizes,
+                image_scales=batch.scales.mean(axis=1),
+            )
+            boxes = found.boxes / batch.scales[:, None, np.array([1, 0, 1, 0])]
+            counts = jax.vmap(matched_recall)(boxes, found.valid, *objects)
+            return totals.add(counts), (boxes, found.valid)
+
+        self._count = jax.jit(count, out_shardings=replicated(mesh))
+
+    def __call__(self, params: Any) -> Evaluation:
+        """Propose on every image and measure."""
+        totals, first = RecallTotals.zeros(), {}
+        batches = eval_batches(self._source, self._data, batch=self._batch)
+        with jax.set_mesh(self._mesh):  # each device proposes for its own images
+            for batch in batches:
+                rows = [self._row[int(i)] for i in batch.image_ids]
+                objects = Objects(*(x[rows] for x in self._objects))
+                batch = put_batch(self._mesh, (batch, objects))
+                totals, (boxes, valid) = self._count(params, *batch, totals)
+                if len(first) < self._examples:
+                    found = zip(*jax.device_get((boxes, valid)), strict=True)
+                    first |= dict(zip(rows, (b[v] for b, v in found), strict=True))
+        batches.close()
+        result = totals.summarize()
+        recall = np.asarray(result.recall[0]).tolist()
+        return Evaluation(
+            recall_metrics(result),
+            dict(zip(MAX_PROPOSALS, recall, strict=True)),
+            self._show(first),
+        )
+
+    def _show(self, found: dict[int, np.ndarray]) -> list[Example]:
+        rows = [row for row in found if row < len(self._source)][: self._examples]
+        records = [self._source[row] for row in rows]
+        return [
+            Example(load_image(record), found[row], record.boxes[~record.ignore])
+            for row, record in zip(rows, records, strict=True)
+        ]
+
+
+def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
+    """Return the objects of every record, a last row of none, and rows by image id.
+
+    The images that fill the last batch have id -1 and no objects.
+    """
+    records = [source[i] for i in range(len(source))]
+    most = max([1, *(len(record.boxes) for record in records)])
+    objects = Objects(
+        *(
+            np.stack([pad_rows(leaf, most) for leaf in (*leaves, leaves[0][:0])])
+            for leaves in (
+                [record.boxes for record in records],
+                [np.ones(len(record.boxes), bool) for record in records],
+                [record.ignore for record in records],
+                [record.areas for record in records],
+            )
+        )
+    )
+    row = {record.image_id: i for i, record in enumerate(records)}
+    return objects, row | {-1: len(records)}
+
+
+def table(figures: dict[str, float]) -> str:
+    """Lay the figures out as text: a line a number of proposals, a column a size."""
+    lines = [" " * 9 + "all" + "".join(f"{name:>9}" for name in AREA_NAMES[1:])]
+    for name in [f"AR@{k}" for k in MAX_PROPOSALS] + ["R50@300"]:
+        keys = [name, *(f"{name}_{size}" for size in AREA_NAMES[1:])]
+        values = [figures[key] for key in keys if key in figures]
+        first, *rest = [f"{value:.4f}" if value >= 0 else "-" for value in values]
+        # "AR@100 0.1234" whatever the length of the name, for those who look for it.
+        lines.append(f"{name} {first}".ljust(15) + "".join(f"{x:<9}" for x in rest))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def draw_examples(file: Path, examples: Sequence[Example]) -> None:
+    """Draw the best proposals on some images, and the objects that are there."""
+    figure = Figure(figsize=(4 * len(examples), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(examples), squeeze=False)[0]
+    for ax, example in zip(axes, examples, strict=True):
+        plotting.plot_proposals(
+            example.image, example.boxes, gt_boxes=example.gt_boxes, ax=ax
+        )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, dpi=100)
+
+
+def write_recall(folder: Path, result: Evaluation) -> None:
+    """Write figures and recall-IoU curves as `recall.json` and `recall.png`."""
+    values = {
+        "figures": result.figures,
+        "iou_thresholds": IOU_THRESHOLDS,
+        "recall": {f"@{k}": curve for k, curve in result.curves.items()},
+    }
+    (folder / "recall.json").write_text(json.dumps(values, indent=2) + "\n")
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    curves = {f"{k} proposals": curve for k, curve in result.curves.items()}
+    plotting.plot_recall(IOU_THRESHOLDS, curves, ax=figure.subplots())
+    figure.savefig(folder / "recall.png", dpi=120)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure on, and where to write.
+
+    Attributes:
+        data: images and boxes; its `val` is measured on.
+        eval: how recall is measured.
+        out: folder for `recall.json` and `recall.png`.
+    """
+
+    data: DataConfig = DataConfig()
+    eval: EvalConfig = EvalConfig()
+    out: Path = Path()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate as the command line says; return the exit code."""
+    prog = "python -m experiments.evaluate MODEL"
+    name, *rest = argv or ["--help"]
+    if name.startswith("-"):
+        tyro.cli(Options, args=["--help"], prog=prog, description=__doc__)
+    path = Path(name)
+    model = open_model(path)
+    defaults = Options(
+        data=config_from_json(DataConfig, model.data or {}),
+        out=path if path.is_dir() else path.parent,
+    )
+    options = tyro.cli(Options, default=defaults, args=rest, prog=prog)
+    source = open_source(options.data, "val")
+    use_compilation_cache()
+    network = rpn(model.config)
+    evaluate = Evaluator(network, source, options.data, options.eval, data_mesh())
+    result = evaluate(model.params)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_recall(options.out, result)
+    print(f"{len(source)} images\n{table(result.figures)}")
+    print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,65 @@
+"""Write the data of a config in another form.
+
+usage: python -m experiments.prepare CONFIG FORM --out DIR [--data.field value ...]
+
+FORM is `tfds` (a directory of tensorflow_datasets, array_record, made without
+TensorFlow; read it with `--data.kind tfds`) or `coco` (json files and a folder of
+images for each split). The splits `train` and `val` are written:
+
+    python -m experiments.prepare shapes coco --out scenes --data.train 2000
+    python -m experiments.prepare coco_json tfds --out prepared \
+        --data.train train.json --data.val val.json --data.images IMAGES
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from experiments.config import DataConfig, UsageError, exit_with, load_config
+from experiments.data import open_source
+from rpn_jax.data import export_coco, prepare_tfds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to write, and where.
+
+    Attributes:
+        data: images and boxes.
+        out: folder to write to.
+    """
+
+    data: DataConfig = DataConfig()
+    out: Path = Path("prepared")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepare as the command line says; return the exit code."""
+    prog = "python -m experiments.prepare CONFIG FORM"
+    names = [a for a in argv[:2] if not a.startswith("-")]
+    defaults = Options(data=load_config(names[0]).data) if names else Options()
+    options = tyro.cli(
+        Options,
+        default=defaults,
+        args=argv[len(names) :],
+        prog=prog,
+        description=__doc__,
+    )
+    if len(names) < 2 or names[1] not in ("tfds", "coco"):
+        raise UsageError(f"a config and a form, tfds or coco, are wanted: {prog}")
+    train = open_source(options.data, "train")
+    # One list of classes for both, whichever of them a split happens to hold.
+    val = open_source(options.data, "val", classes=train.classes)
+    splits = {"train": train, "val": val}
+    if names[1] == "tfds":
+        print(f"written: {prepare_tfds(splits, options.out)}")
+        return 0
+    for split, source in splits.items():
+        print(f"written: {export_coco(source, options.out / split)}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,113 @@
+"""Propose boxes for images.
+
+usage: python -m experiments.propose MODEL IMAGE... [--out DIR] [--top N] [--draw N]
+
+MODEL is a run's folder (its best checkpoint, else its last), a weight file, or `demo`
+for the packaged weights. IMAGE is a file or a folder of images. For each image NAME
+`NAME.json` gets its boxes (x1, y1, x2, y2 in pixels of the image) and scores, best
+first, and `NAME.png` a picture.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from experiments.config import UsageError, exit_with, open_model, use_compilation_cache
+from rpn_jax import plotting
+from rpn_jax.predict import DEMO, Prediction, Predictor, decode
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to write.
+
+    Attributes:
+        out: folder for json files and pictures.
+        top: write so many proposals an image at most.
+        draw: draw so many; 0 draws no picture.
+    """
+
+    out: Path = Path("proposals")
+    top: int = 300
+    draw: int = 20
+
+
+def main(argv: Sequence[str]) -> int:
+    """Propose as the command line says; return the exit code."""
+    prog = "python -m experiments.propose MODEL IMAGE..."
+    start = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
+    names, rest = argv[:start], argv[start:]
+    options = tyro.cli(Options, args=rest, prog=prog, description=__doc__)
+    if len(names) < 2:
+        raise UsageError(f"a model and an image are wanted: {prog}")
+    files = [file for name in names[1:] for file in list_images(Path(name))]
+    use_compilation_cache()
+    predictor = Predictor(open_model(DEMO if names[0] == "demo" else Path(names[0])))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for n, (file, name) in enumerate(zip(files, result_names(files), strict=True), 1):
+        pixels = decode(file, name=str(file))
+        found = predictor(pixels)
+        found = Prediction(*(x[: options.top] for x in found))
+        write(options.out / name, file, pixels, found, draw=options.draw)
+        print(f"{n}/{len(files)}  {file}  {len(found.boxes)} boxes", flush=True)
+    print(f"results in {options.out}")
+    return 0
+
+
+def list_images(path: Path) -> list[Path]:
+    """Return the images of a folder, sorted, or the file itself.
+
+    Raises:
+        UsageError: there is no such path, or no image in the folder.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file or folder")
+    if path.is_file():
+        return [path]
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UsageError(f"{path}: the folder holds no images ({', '.join(SUFFIXES)})")
+    return files
+
+
+def result_names(files: Sequence[Path]) -> list[str]:
+    """Name the results after the images; a name that comes again gets a number."""
+    names: list[str] = []
+    for file in files:
+        name, n = file.stem, 1
+        while name in names:
+            n += 1
+            name = f"{file.stem}_{n}"
+        names.append(name)
+    return names
+
+
+def write(
+    target: Path, file: Path, pixels: np.ndarray, found: Prediction, *, draw: int
+) -> None:
+    """Write `target`.json and `target`.png."""
+    height, width = pixels.shape[:2]
+    values = {
+        "image": str(file),
+        "height": height,
+        "width": width,
+        "boxes": np.round(found.boxes.astype(float), 2).tolist(),
+        "scores": np.round(found.scores.astype(float), 5).tolist(),
+    }
+    target.with_name(target.name + ".json").write_text(json.dumps(values) + "\n")
+    if draw:
+        side = 8 / max(height, width)
+        figure = Figure(figsize=(width * side, height * side), layout="constrained")
+        plotting.plot_proposals(pixels, *found, top=draw, ax=figure.subplots())
+        figure.savefig(target.with_name(target.name + ".png"), dpi=100)
+
+
+if __name__ == "__main__":
+    exit_with(main)

@@ -1,0 +1,239 @@
+"""Train a region proposal network.
+
+usage: python -m experiments.train CONFIG [--field value ...] --workdir DIR
+
+CONFIG names a file of `experiments/configs`; `--help` lists them and every field. The
+work folder gets `config.json`, `metrics.jsonl`, `checkpoints/` (the last and the best),
+`weights.npz` (the best, for `experiments.propose` and `rpn_jax.predict`),
+`results.json` and `proposals.png`. Started again, a run goes on from its last
+checkpoint to the same end.
+"""
+
+import dataclasses
+import json
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.config import (
+    TrainConfig,
+    UsageError,
+    exit_with,
+    parse_config,
+    same_run,
+    use_compilation_cache,
+)
+from experiments.data import open_source, train_batches
+from experiments.evaluate import Evaluation, Evaluator, draw_examples, table
+from rpn_jax.pretrained import load_params_npz, load_squeezenet_npz, save_params_npz
+from rpn_jax.rpn import rpn
+from rpn_jax.training.checkpoint import Checkpoints
+from rpn_jax.training.config import config_to_json
+from rpn_jax.training.mesh import data_mesh, put_batch, replicated
+from rpn_jax.training.metrics import MetricsWriter, NonFiniteError
+from rpn_jax.training.optimizer import learning_rate, make_optimizer
+from rpn_jax.training.state import TrainState, create_state, inference_params
+from rpn_jax.training.step import make_train_step
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the command line says; return the exit code."""
+    config = parse_config(argv)
+    use_compilation_cache()
+    try:
+        train(config)
+    except NonFiniteError as error:
+        print(
+            f"error: stopped, {error}; the last good checkpoint is kept. A lower --lr "
+            "or a longer --optimizer.warmup may help, in another --workdir"
+        )
+        return 1
+    return 0
+
+
+def train(config: TrainConfig) -> None:
+    """Run `config`, or the rest of it.
+
+    Raises:
+        UsageError: what the configuration names is not there or does not fit.
+        NonFiniteError: a loss is NaN or infinite.
+    """
+    mesh, state, train_step, data, evaluate = setup(config)
+    workdir = config.workdir
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        if checkpoints.last is not None:
+            state, position = checkpoints.restore(state)
+            data.set_state(position)
+            print(f"resumed from step {checkpoints.last}")
+        writer = MetricsWriter(
+            workdir / "metrics.jsonl",
+            start=int(state.step),
+            steps=config.steps,
+            batch=config.batch,
+            log_every=config.log_every,
+            tensorboard=workdir / "tensorboard" if config.tensorboard else None,
+        )
+        result = None
+        with writer, closing(data), Terminated() as terminated:
+            for step in range(int(state.step) + 1, config.steps + 1):
+                state, metrics = train_step(state, put_batch(mesh, next(data)))
+                writer.step(step, metrics)
+
+                last, every = step == config.steps, config.eval.every
+                measure = last or (every > 0 and step % every == 0)
+                if measure:
+                    result = evaluate(inference_params(state))
+                if measure or terminated or step % config.save_every == 0:
+                    figures = result.figures if measure and result else None
+                    # Raises where a loss is not finite, before anything is saved.
+                    writer.flush(figures)
+                    checkpoints.save(state, data.get_state(), figures)
+                if terminated and not last:
+                    print(f"stopped at step {step}; the same command goes on from here")
+                    return
+        if result is None:  # the run had ended before
+            result = evaluate(inference_params(state))
+        finish(config, state, checkpoints, result)
+
+
+class Setup(NamedTuple):
+    """What a run is made of; `state` is that of step 0."""
+
+    mesh: jax.sharding.Mesh
+    state: TrainState
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    data: Any
+    evaluate: Evaluator
+
+
+def setup(config: TrainConfig) -> Setup:
+    """Open the data, make the work folder, initialise the network.
+
+    Raises:
+        UsageError: what the configuration names is not there or does not fit.
+    """
+    source, val_source = (open_source(config.data, s) for s in ("train", "val"))
+    trunk = load_trunk(config.weights)
+    mesh = data_mesh()
+    if config.batch % mesh.size:
+        raise UsageError(
+            f"--batch {config.batch} cannot be split evenly over {mesh.size} devices"
+        )
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    same_run(config.workdir, config)
+    print(f"{len(source)} images to train on, {len(val_source)} to evaluate on")
+    if trunk is None:
+        print("the trunk starts from random weights; --weights FILE gives it others")
+
+    model = rpn(config.model)
+    rate = learning_rate(config.optimizer, lr=config.lr, steps=config.steps)
+    optimizer = make_optimizer(config.optimizer, lr=config.lr, steps=config.steps)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+
+    def init(key: jax.Array, trunk: Any) -> TrainState:
+        params = model.init(key, image_size=config.data.padded_sizes[0])
+        if trunk is not None:
+            check_trunk(config, trunk, params)
+            params["params"]["backbone"] = trunk
+        return create_state(params, optimizer, ema=config.optimizer.ema > 0)
+
+    state = jax.jit(init, out_shardings=replicated(mesh))(init_key, trunk)
+    ema = config.optimizer.ema
+    train_step = make_train_step(
+        model.loss, optimizer, key=step_key, mesh=mesh, rate=rate, ema=ema
+    )
+    data = train_batches(source, config.data, batch=config.batch, seed=config.seed)
+    evaluate = Evaluator(model, val_source, config.data, config.eval, mesh)
+    return Setup(mesh, state, train_step, data, evaluate)
+
+
+def finish(
+    config: TrainConfig,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    result: Evaluation,
+) -> None:
+    """Write weights, figures and a picture; print the figures and where all lies."""
+    params, best = inference_params(state), checkpoints.best
+    if best is not None and best != int(state.step):
+        averaged = config.optimizer.ema > 0
+        params = checkpoints.restore_params(state.params, step=best, ema=averaged)
+        print(f"the best checkpoint is that of step {best}")
+    workdir = config.workdir
+    # Where the data lay is no business of those who get the file.
+    metadata = {
+        "model": config_to_json(config.model),
+        "data": config_to_json(dataclasses.replace(config.data, root=None)),
+    }
+    save_params_npz(workdir / "weights.npz", params, metadata)
+    draw_examples(workdir / "proposals.png", result.examples)
+    figures = {"step": int(state.step), **result.figures}
+    (workdir / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(table(result.figures))
+    print(f"picture     {workdir / 'proposals.png'}")
+    print(f"weights     {workdir / 'weights.npz'}")
+    print(f"checkpoint  {workdir / 'checkpoints' / str(best or int(state.step))}")
+
+
+def load_trunk(weights: Path | None) -> Any:
+    """Read the trunk's weights, None for none.
+
+    Args:
+        weights: a published SqueezeNet `.npz`, or one that a run wrote.
+
+    Raises:
+        UsageError: there is no such file, or it is of another kind.
+    """
+    if weights is None:
+        return None
+    if not weights.is_file():
+        raise UsageError(f"--weights {weights}: there is no such file")
+    try:
+        params, metadata = load_params_npz(weights)
+        ours = "model" in metadata
+        return params["params"]["backbone"] if ours else load_squeezenet_npz(weights)
+    except ValueError as error:
+        raise UsageError(f"--weights: {error}") from error
+
+
+def check_trunk(config: TrainConfig, trunk: Any, params: Any) -> None:
+    """Compare the weights of `--weights` with those that the network has.
+
+    Raises:
+        UsageError: names or shapes differ.
+    """
+    wanted = jax.tree.map(np.shape, params["params"]["backbone"])
+    if jax.tree.map(np.shape, trunk) != wanted:
+        raise UsageError(
+            f"--weights {config.weights} does not fit the trunk "
+            f"'{config.model.backbone}' of this config"
+        )
+
+
+class Terminated:
+    """Is true once the process was asked to stop by SIGTERM."""
+
+    def __enter__(self):
+        """Catch the signal."""
+        self._asked = False
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        """Leave the signal to whoever had it."""
+        signal.signal(signal.SIGTERM, self._before)
+
+    def __bool__(self):
+        return self._asked
+
+    def _ask(self, *_):
+        self._asked = True
+
+
+if __name__ == "__main__":
+    exit_with(main)

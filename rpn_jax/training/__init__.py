@@ -1,0 +1,1 @@
+"""Training: state, optimizer, compiled step, mesh, checkpoints, metrics."""

@@ -1,0 +1,97 @@
+import dataclasses
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from experiments.config import (
+    TrainConfig,
+    UsageError,
+    config_names,
+    data_root,
+    load_config,
+    parse_config,
+    same_run,
+)
+from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.training.config import config_from_json, config_to_json
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_is_a_network_and_says_its_command(name):
+    config = load_config(name)
+    rpn(config.model)
+    hash(config)
+    doc = importlib.import_module(f"experiments.configs.{name}").__doc__
+    assert f"python -m experiments.train {name} " in doc
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_a_config_survives_json(name):
+    config = load_config(name)
+    text = json.dumps(config_to_json(config), allow_nan=False)
+    assert config_from_json(TrainConfig, json.loads(text)) == config
+
+
+def test_json_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="RPNConfig has no field scale"):
+        config_from_json(RPNConfig, {"scale": 1})
+
+
+def test_fields_are_set_from_the_command_line():
+    config = parse_config(
+        "bccd --steps 7 --batch 2 --seed 5 --lr 0.5 --weights w.npz --workdir out "
+        "--data.root here --data.flip 0 --optimizer.name adamw --model.dtype bfloat16 "
+        "--model.sizes.0 16 32 --model.convention.targets.boundary inf".split()
+    )
+    assert (config.steps, config.batch, config.seed, config.lr) == (7, 2, 5, 0.5)
+    assert (config.weights, config.workdir) == (Path("w.npz"), Path("out"))
+    assert config.data.root == Path("here") and config.data.flip == 0
+    assert config.data.val == "test"  # of the config: what was not named stays
+    assert config.optimizer.name == "adamw"
+    assert config.model.dtype == "bfloat16" and config.model.sizes == ((16, 32),)
+    assert math.isinf(config.model.convention.targets.boundary)
+
+
+def test_help_lists_configs_and_fields(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for word in (*config_names(), "--steps", "--lr", "--weights", "--data.root"):
+        assert word in text
+
+
+def test_an_unknown_field_stops_with_code_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["shapes", "--stepz", "3"])
+    assert stop.value.code == 2
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_an_unknown_config_names_the_known_ones():
+    with pytest.raises(UsageError, match="no config 'nope'.*bccd, .*voc"):
+        parse_config(["nope"])
+
+
+def test_data_lies_where_the_option_says_then_the_environment(monkeypatch):
+    config = load_config("bccd").data
+    monkeypatch.delenv("RPN_JAX_DATA", raising=False)
+    assert data_root(config) == Path("data")
+    monkeypatch.setenv("RPN_JAX_DATA", "/there")
+    assert data_root(config) == Path("/there")
+    here = dataclasses.replace(config, root=Path("here"))
+    assert data_root(here) == Path("here")
+
+
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
+    config = load_config("shapes")
+    same_run(tmp_path, config)
+    elsewhere = dataclasses.replace(config.data, root=Path("moved"))
+    same_run(tmp_path, dataclasses.replace(config, steps=9, data=elsewhere))
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
+    with pytest.raises(UsageError, match="with another lr, model; name another"):
+        model = dataclasses.replace(config.model, head_channels=3)
+        same_run(tmp_path, dataclasses.replace(config, lr=3.0, model=model))

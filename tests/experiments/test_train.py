@@ -1,0 +1,275 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import evaluate, propose, train
+from experiments.config import UsageError, exit_with, parse_config
+from rpn_jax.predict import load_model
+from rpn_jax.pretrained import load_params_npz
+from rpn_jax.training.mesh import data_mesh
+from rpn_jax.training.metrics import MetricsWriter, read_metrics
+
+# A whole run in seconds: 64 px, few anchors and proposals, no downloads.
+TINY = (
+    "shapes --steps 6 --batch 2 --lr 0.02 --data.train 16 --data.val 4 "
+    "--data.resize.max-size 64 --data.max-boxes 20 --model.head-channels 8 "
+    "--model.convention.proposals.test-pre-nms 50 "
+    "--model.convention.proposals.test-post-nms 20 --save-every 2 --eval.batch 2 "
+    "--optimizer.ema 0.9"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Compiling for the eight devices of the tests takes eight times as long."""
+    for module in (train, evaluate):
+        monkeypatch.setattr(module, "data_mesh", lambda: data_mesh(1))
+
+
+def run(folder, *options):
+    return train.main([*TINY, "--workdir", str(folder), *options])
+
+
+def params(folder):
+    tree, _ = load_params_npz(folder / "weights.npz")
+    return jax.tree.leaves(tree)
+
+
+def losses(folder):
+    return [(r["step"], r["loss"]) for r in read_metrics(folder / "metrics.jsonl")]
+
+
+def assert_same(folder, other):
+    for x, y in zip(params(folder), params(other), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, evaluate):
+            patch.setattr(module, "data_mesh", lambda: data_mesh(1))
+        assert run(folder) == 0
+    return folder
+
+
+def test_a_run_leaves_what_it_says(finished):
+    names = {p.name for p in finished.iterdir()}
+    wanted = {"config.json", "metrics.jsonl", "checkpoints", "weights.npz"}
+    assert names == wanted | {"results.json", "proposals.png"}
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    health = {"positives", "positives_level0", "objects_missed", "mean_best_iou"}
+    assert health | {"loss_objectness", "loss_box", "lr", "grad_norm"} <= set(rows[0])
+    assert "AR@100" in rows[-1] and "AR@100" not in rows[0]
+
+
+def test_a_finished_run_started_again_prints_its_figures(finished, capsys):
+    before = json.loads((finished / "results.json").read_text())
+    assert run(finished) == 0
+    out = capsys.readouterr().out
+    assert json.loads((finished / "results.json").read_text()) == before
+    assert "resumed from step 6" in out
+    for k in (1, 10, 100, 300, 1000):
+        assert f"\nAR@{k} {before[f'AR@{k}']:.4f}" in out
+    assert f"\nR50@300 {before['R50@300']:.4f}" in out
+    for name in ("proposals.png", "weights.npz", "checkpoints/6"):
+        assert str(finished / name) in out
+
+
+def test_a_run_stopped_by_sigterm_goes_on_to_the_same_end(
+    finished, tmp_path, monkeypatch, capsys
+):
+    step = MetricsWriter.step
+
+    def stop_at_3(self, number, metrics):
+        step(self, number, metrics)
+        if number == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "step", stop_at_3)
+        assert run(tmp_path) == 0
+    assert "stopped at step 3" in capsys.readouterr().out
+    assert not (tmp_path / "weights.npz").exists()
+    assert run(tmp_path) == 0
+    assert_same(finished, tmp_path)
+    assert losses(tmp_path) == losses(finished)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    options = ["--optimizer.clip-norm", "0", "--optimizer.warmup", "1"]
+    assert run(tmp_path, "--lr", "1e38", "--save-every", "1", *options) == 1
+    out = capsys.readouterr().out
+    assert "error: stopped, step 2: loss_box is nan, loss_" in out and "--lr" in out
+    # Saved before: the state after step 1, whose own loss was still good.
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_what_the_run_gives(tmp_path, capsys):
+    assert run(tmp_path, "--eval.every", "2") == 0
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    scores = {r["step"]: r["AR@100"] for r in rows if "AR@100" in r}
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert set(scores) == {2, 4, 6}
+    kept = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {str(best), "6"}
+    ours = jax.tree.leaves(load_model(tmp_path).params)
+    for x, y in zip(ours, params(tmp_path), strict=True):
+        np.testing.assert_array_equal(x, y)
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path)]) == 0
+    assert f"AR@100 {scores[best]:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_weights_of_a_run_start_another_one(finished, tmp_path):
+    weights = ["--weights", str(finished / "weights.npz")]
+    # No step is taken: the trunk is the given one, the rest is fresh.
+    assert run(tmp_path, "--steps", "0", *weights) == 0
+    given, _ = load_params_npz(finished / "weights.npz")
+    taken, _ = load_params_npz(tmp_path / "weights.npz")
+    given, taken = given["params"], taken["params"]
+    for x, y in zip(
+        jax.tree.leaves(given["backbone"]),
+        jax.tree.leaves(taken["backbone"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+    one, other = (t["rpn"]["rpn_conv"]["kernel"] for t in (given, taken))
+    assert np.any(one != other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("bccd --data.root /nowhere", "ImageSets/Main.*/nowhere.*--data.root DIR"),
+        ("shapes --weights no.npz", "--weights no.npz: there is no such file"),
+        ("shapes --weights README", "--weights: README cannot be read"),
+        ("coco_json --data.train no.json", "no.json does not exist.*--data.train"),
+        ("shapes --data.train many", "--data.train many: a number"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence(
+    options, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README").write_text("no weights")
+    config = parse_config([*options.split(), "--workdir", str(tmp_path / "run")])
+    with pytest.raises(UsageError, match=message):
+        train.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_is_split_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "data_mesh", lambda: data_mesh(8))
+    with pytest.raises(UsageError, match="--batch 2 cannot be split evenly over 8"):
+        run(tmp_path)
+
+
+def test_errors_of_the_user_end_with_code_2_and_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "nope"])
+    with pytest.raises(SystemExit) as stop:
+        exit_with(train.main)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: there is no config 'nope'")
+    assert len(error.splitlines()) == 1
+
+
+def test_evaluate_writes_curves(finished, tmp_path, capsys):
+    weights = str(finished / "weights.npz")
+    assert evaluate.main([weights, "--out", str(tmp_path), "--data.val", "3"]) == 0
+    assert "3 images" in capsys.readouterr().out
+    assert (tmp_path / "recall.png").exists()
+    values = json.loads((tmp_path / "recall.json").read_text())
+    recall, figures = values["recall"], values["figures"]
+    assert set(recall) == {"@1", "@10", "@100", "@300", "@1000"}
+    assert np.mean(recall["@100"]) == pytest.approx(figures["AR@100"], abs=1e-6)
+    assert {f"AR@10_{s}" for s in ("small", "medium", "large")} <= set(figures)
+
+
+def test_evaluate_measures_the_same_as_training_did(finished, capsys):
+    trained = json.loads((finished / "results.json").read_text())
+    assert evaluate.main([str(finished)]) == 0
+    values = json.loads((finished / "recall.json").read_text())
+    for name in ("recall.json", "recall.png"):
+        (finished / name).unlink()
+    assert values["figures"] == {k: v for k, v in trained.items() if k != "step"}
+
+
+def test_evaluate_says_what_is_no_model(tmp_path):
+    for path, message in [
+        (tmp_path / "no", "cannot take .*no for a model"),
+        (tmp_path, "holds no run"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            evaluate.main([str(path)])
+
+
+def test_propose_writes_boxes_and_a_picture(finished, tmp_path, capsys):
+    from PIL import Image
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, size in [("a.png", (90, 50)), ("b.jpg", (40, 120))]:
+        Image.new("RGB", size, "teal").save(images / name)
+    (images / "notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    files = [str(images), str(images / "a.png")]
+    options = ["--out", str(out), "--top", "7"]
+    assert propose.main([str(finished), *files, *options]) == 0
+    assert "3/3" in capsys.readouterr().out
+    names = {"a.json", "a.png", "b.json", "b.png", "a_2.json", "a_2.png"}
+    assert {p.name for p in out.iterdir()} == names
+    found = json.loads((out / "b.json").read_text())
+    boxes, scores = np.array(found["boxes"]), found["scores"]
+    assert (found["height"], found["width"]) == (120, 40)
+    assert 0 < len(boxes) == len(scores) <= 7
+    assert scores == sorted(scores, reverse=True)
+    assert boxes.min() >= 0 and (boxes.max(axis=0) <= [40, 120, 40, 120]).all()
+
+
+def test_propose_says_what_is_missing(finished, tmp_path):
+    for arguments, message in [
+        ([str(finished)], "a model and an image are wanted"),
+        ([str(finished), str(tmp_path / "no.jpg")], "there is no such file"),
+        ([str(finished), str(tmp_path)], "holds no images"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            propose.main(arguments)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_bit_for_bit_the_same(finished, tmp_path):
+    """SIGKILL, three times, at moments that differ from one test run to the next."""
+    command = [sys.executable, "-m", "experiments.train", *TINY]
+    command += ["--workdir", str(tmp_path / "run"), "--save-every", "1"]
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    start = time.monotonic()
+    whole = [w if w != str(tmp_path / "run") else str(tmp_path / "w") for w in command]
+    subprocess.run(whole, env=environment, check=True, stdout=subprocess.DEVNULL)
+    duration = time.monotonic() - start
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.4, 1.0) * duration)
+        process.kill()
+        process.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert_same(tmp_path / "w", tmp_path / "run")
+    assert losses(tmp_path / "w") == losses(tmp_path / "run")

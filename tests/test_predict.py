@@ -1,0 +1,103 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpn_jax.conventions import TORCHVISION
+from rpn_jax.data import Resize
+from rpn_jax.predict import Model, Predictor, load_model
+from rpn_jax.pretrained import save_params_npz
+from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.training.config import config_to_json
+
+CONFIG = RPNConfig(
+    backbone="small_resnet",
+    sizes=((16.0, 32.0),),
+    head_channels=8,
+    convention=dataclasses.replace(
+        TORCHVISION,
+        proposals=dataclasses.replace(
+            TORCHVISION.proposals, test_pre_nms=40, test_post_nms=10
+        ),
+    ),
+)
+RESIZE = Resize(max_size=64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = rpn(CONFIG).init(jax.random.key(0), image_size=(64, 64))
+    return Model(CONFIG, params, RESIZE)
+
+
+@pytest.fixture(scope="module")
+def predictor(model):
+    return Predictor(model, pad_to=64)
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
+
+
+def test_boxes_lie_in_the_image_best_first(predictor, pixels):
+    boxes, scores = predictor(pixels)
+    assert boxes.shape == (len(scores), 4) and 0 < len(boxes) <= 10
+    assert boxes.dtype == scores.dtype == np.float32
+    assert (np.diff(scores) <= 0).all()
+    assert boxes.min() >= 0 and (boxes.max(axis=0) <= [120, 90, 120, 90]).all()
+    # In pixels of the image as given, not of the 64 that the network saw.
+    assert boxes.max() > 64
+
+
+def test_path_picture_and_array_give_the_same(predictor, pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    wanted = predictor(pixels)
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)):
+        for x, y in zip(predictor(image), wanted, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_grey_and_transparent_images_are_taken(predictor, pixels):
+    grey = pixels[..., 0]
+    assert len(predictor(grey).boxes)
+    np.testing.assert_array_equal(
+        predictor(np.dstack([pixels, grey])).boxes, predictor(pixels).boxes
+    )
+
+
+def test_one_compilation_a_bucket(model):
+    predictor = Predictor(model, pad_to=32)
+    for size in [(64, 64), (60, 64), (40, 64), (128, 100), (64, 30), (64, 20)]:
+        predictor(np.zeros((*size, 3), np.uint8))
+    # 64 x 64 and 64 x 32 (height x width): all that these are resized to.
+    assert predictor._propose._cache_size() == 2
+
+
+def test_a_weight_file_holds_all_that_is_needed(model, predictor, pixels, tmp_path):
+    metadata = {"model": config_to_json(CONFIG), "data": {"resize": {"max_size": 64}}}
+    save_params_npz(tmp_path / "w.npz", model.params, metadata)
+    loaded = load_model(tmp_path / "w.npz")
+    assert (loaded.config, loaded.resize) == (CONFIG, RESIZE)
+    for x, y in zip(
+        Predictor(tmp_path / "w.npz", pad_to=64)(pixels), predictor(pixels), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_weight_file_that_does_not_say_its_network_is_refused(model, tmp_path):
+    save_params_npz(tmp_path / "w.npz", model.params)
+    with pytest.raises(ValueError, match="not the config of their network"):
+        load_model(tmp_path / "w.npz")
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(
+        '{"model": {}, "data": {"resize": {}}, "optimizer": {"ema": 0}}'
+    )
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        load_model(tmp_path)
