@@ -1,14 +1,15 @@
 """Proposals: the best-scored anchors, moved by their offsets, without duplicates."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from rpn_jax.conventions import Convention, options
 from rpn_jax.ops._checks import (
     ImageSize,
     as_boxes,
@@ -18,6 +19,7 @@ from rpn_jax.ops._checks import (
     check_shape,
 )
 from rpn_jax.ops.coding import MAX_LOG_SCALE, decode_boxes
+from rpn_jax.ops.losses import foreground_logit
 from rpn_jax.ops.nms import nms
 from rpn_jax.ops.topk import top_k
 
@@ -138,7 +140,7 @@ def generate_proposals(
         # Only what survives is decoded; decoding all and choosing gives the same bits.
         index = jnp.maximum(best.indices, 0)
         boxes = decode(delta[index], anchor[index])
-        chosen.append((boxes, logit[index], jnp.full_like(index, level), best.valid))
+        chosen.append((boxes, logit[index], 0 * index + level, best.valid))
     boxes, logit, levels, valid = (
         jnp.concatenate(x) for x in zip(*chosen, strict=True)
     )
@@ -172,5 +174,75 @@ def _clip(boxes, image_size, inclusive: bool):
     """Clip boxes [A, 4] to the image; inclusive ones become continuous."""
     limit = jnp.stack([image_size[1], image_size[0]] * 2)[None]
     # The last pixel of an inclusive box is at most W - 1, and at least 0.
-    extra = jnp.array([[0.0, 0.0, 1.0, 1.0]]) * inclusive
-    return jnp.clip(boxes + extra, extra, limit - inclusive + extra)
+    extra = jnp.array([[0.0, 0.0, 1.0, 1.0]]) * float(inclusive)
+    return jnp.clip(boxes + extra, extra, limit - float(inclusive) + extra)
+
+
+def batch_proposals(
+    anchors: Sequence[ArrayLike],
+    logits: Sequence[ArrayLike],
+    deltas: Sequence[ArrayLike],
+    image_sizes: ArrayLike,
+    image_scales: ArrayLike,
+    convention: Convention,
+    *,
+    train: bool = False,
+) -> Proposals:
+    """Make the proposals of every image of a batch from the network's outputs.
+
+    Args:
+        anchors: for each level `[A, 4]` xyxy, pixels of the padded image.
+        logits: for each level `[B, A]`, or `[B, A, 2]` under softmax.
+        deltas: for each level `[B, A, 4]`.
+        image_sizes: `[B, 2]` (height, width) of the images' content.
+        image_scales: `[B]` network size / original size; matters where the convention's
+            least box size counts original pixels.
+        convention: how to choose.
+        train: how many: as in training or as in inference.
+
+    Returns:
+        `Proposals`, each field with a leading B.
+    """
+    rules = convention.proposals
+    if convention.loss.objectness == "softmax":
+        logits = tuple(foreground_logit(x) for x in logits)
+
+    def one(anchors, logits, deltas, size, scale):
+        return generate_proposals(
+            anchors,
+            logits,
+            deltas,
+            size,
+            pre_nms_top_n=rules.train_pre_nms if train else rules.test_pre_nms,
+            post_nms_top_n=rules.train_post_nms if train else rules.test_post_nms,
+            iou_threshold=rules.iou_threshold,
+            score=rules.score,
+            score_threshold=rules.score_threshold,
+            min_size=rules.min_size * (scale if rules.min_size_scaled else 1.0),
+            min_size_strict=rules.min_size_strict,
+            filter_first=rules.filter_first,
+            inclusive=rules.inclusive,
+            **options(convention.coding),
+        )
+
+    sizes, scales = jnp.asarray(image_sizes), jnp.asarray(image_scales)
+    return map_images(one, tuple(anchors), tuple(logits), tuple(deltas), sizes, scales)
+
+
+def map_images(function: Callable, shared: Any, *args: Any) -> Any:
+    """Map function(shared, *args) over the images in args.
+
+    On a mesh with an axis "data" each device maps over its own images: NMS on CPU goes
+    image by image, and over a sharded axis such a loop would gather the whole batch.
+    """
+    mapped = jax.vmap(function, in_axes=(None, *(0 for _ in args)))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or "data" not in mesh.axis_names or mesh.manual_axes:
+        return mapped(shared, *args)
+    split = jax.P("data")
+    return jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=(jax.P(), *(split for _ in args)),
+        out_specs=split,
+    )(shared, *args)

@@ -6,7 +6,7 @@ level or of all), `G` boxes at most an image, `K` proposals an image.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -29,10 +29,11 @@ from rpn_jax.ops.losses import (
     sigmoid_objectness_loss,
     smooth_l1_loss,
 )
-from rpn_jax.proposals import Proposals, generate_proposals
-from rpn_jax.targets import AnchorTargets, anchor_targets
+from rpn_jax.proposals import Proposals, batch_proposals
+from rpn_jax.targets import AnchorTargets, batch_targets
 
 Params = dict[str, Any]
+Maps = list[jax.Array]
 
 IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
@@ -180,8 +181,8 @@ def rpn(config: RPNConfig) -> RPN:
 
     def apply(params: Params, images: ArrayLike, image_sizes: ArrayLike) -> RPNOutputs:
         images = normalize_images(images, image_sizes, convention.image)
-        scores, deltas = module.apply(params, images)  # type: ignore[misc]
-        grids = [s.shape[1:3] for s in scores]
+        scores, offsets = cast(tuple[Maps, Maps], module.apply(params, images))
+        grids = [(x.shape[1], x.shape[2]) for x in scores]
         anchors = pyramid_anchors(
             grids,
             sizes=config.sizes,
@@ -190,7 +191,7 @@ def rpn(config: RPNConfig) -> RPN:
             **options(convention.anchors, "stride"),
         )
         logits, deltas = flatten_levels(
-            scores, deltas, logits_per_anchor=logits_per_anchor
+            scores, offsets, logits_per_anchor=logits_per_anchor
         )
         return RPNOutputs(anchors, logits, deltas)
 
@@ -221,7 +222,7 @@ def rpn(config: RPNConfig) -> RPN:
             if image_scales is None
             else jnp.asarray(image_scales)
         )
-        return propose_images(outputs, image_sizes, scales, convention, train=train)
+        return batch_proposals(*outputs, image_sizes, scales, convention, train=train)
 
     return RPN(init, apply, loss, propose, config)
 
@@ -282,99 +283,6 @@ def rpn_loss(
         normalizer=convention.loss.normalizer,
         batch_size=convention.targets.sample_size,
     )
-
-
-def batch_targets(
-    key: jax.Array, anchors: jax.Array, batch: Batch, convention: Convention
-) -> AnchorTargets:
-    """Make the targets of every image of a batch; fields get a leading B.
-
-    Image i draws its sample from fold_in(key, i), so that the draw does not depend on
-    how the batch lies on devices.
-    """
-
-    def one(index, boxes, valid, ignore, size):
-        return anchor_targets(
-            jax.random.fold_in(key, index),
-            anchors,
-            boxes,
-            valid,
-            size,
-            gt_ignore=ignore,
-            weights=convention.coding.weights,
-            **options(convention.targets),
-        )
-
-    index = jnp.arange(len(batch.boxes))
-    objects = (jnp.asarray(x) for x in (batch.boxes, batch.valid, batch.ignore))
-    return jax.vmap(one)(index, *objects, jnp.asarray(batch.image_sizes))
-
-
-def propose_images(
-    outputs: RPNOutputs,
-    image_sizes: ArrayLike,
-    image_scales: ArrayLike,
-    convention: Convention,
-    *,
-    train: bool = False,
-) -> Proposals:
-    """Make the proposals of every image of a batch from the network's outputs.
-
-    Args:
-        outputs: of the network.
-        image_sizes: `[B, 2]` (height, width) of the images' content.
-        image_scales: `[B]` network size / original size; matters where the convention's
-            least box size counts original pixels.
-        convention: how to choose.
-        train: how many: as in training or as in inference.
-
-    Returns:
-        `Proposals`, each field with a leading B.
-    """
-    rules = convention.proposals
-    logits = outputs.logits
-    if convention.loss.objectness == "softmax":
-        logits = tuple(foreground_logit(x) for x in logits)
-
-    def one(anchors, logits, deltas, size, scale):
-        return generate_proposals(
-            anchors,
-            logits,
-            deltas,
-            size,
-            pre_nms_top_n=rules.train_pre_nms if train else rules.test_pre_nms,
-            post_nms_top_n=rules.train_post_nms if train else rules.test_post_nms,
-            iou_threshold=rules.iou_threshold,
-            score=rules.score,
-            score_threshold=rules.score_threshold,
-            min_size=rules.min_size * (scale if rules.min_size_scaled else 1.0),
-            min_size_strict=rules.min_size_strict,
-            filter_first=rules.filter_first,
-            inclusive=rules.inclusive,
-            **options(convention.coding),
-        )
-
-    sizes, scales = jnp.asarray(image_sizes), jnp.asarray(image_scales)
-    return map_images(one, outputs.anchors, logits, outputs.deltas, sizes, scales)
-
-
-def map_images(function: Callable, shared: Any, *args: Any) -> Any:
-    """Map function(shared, *args) over the images in args.
-
-    On a mesh with an axis "data" each device maps over its own images: NMS on CPU goes
-    image by image, and over a sharded axis such a loop would gather the whole batch.
-    """
-    mapped = jax.vmap(function, in_axes=(None, *(0 for _ in args)))
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.axis_names or mesh.manual_axes:
-        return mapped(shared, *args)
-    split = jax.P("data")
-    return jax.shard_map(
-        mapped,
-        mesh=mesh,
-        in_specs=(jax.P(), *(split for _ in args)),
-        out_specs=split,
-    )(shared, *args)
 
 
 def _iou_loss(deltas, anchors, targets: AnchorTargets, convention: Convention):

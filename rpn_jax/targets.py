@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from rpn_jax.batch import Batch
+from rpn_jax.conventions import Convention, options
 from rpn_jax.ops._checks import ImageSize, as_boxes, as_image_size, as_mask
 from rpn_jax.ops.coding import encode_boxes
 from rpn_jax.ops.matching import match_anchors
@@ -137,3 +139,29 @@ def _inside(anchors, image_size, boundary: float, *, touching: bool) -> jax.Arra
     short_of = jnp.less_equal if touching else jnp.less
     near = (x1 >= -boundary) & (y1 >= -boundary)
     return near & short_of(x2, width + boundary) & short_of(y2, height + boundary)
+
+
+def batch_targets(
+    key: jax.Array, anchors: jax.Array, batch: Batch, convention: Convention
+) -> AnchorTargets:
+    """Make the targets of every image of a batch; fields get a leading B.
+
+    Image i draws its sample from fold_in(key, i), so that the draw does not depend on
+    how the batch lies on devices.
+    """
+
+    def one(index, size, boxes, valid, ignore):
+        return anchor_targets(
+            jax.random.fold_in(key, index),
+            anchors,
+            boxes,
+            valid,
+            size,
+            gt_ignore=ignore,
+            weights=convention.coding.weights,
+            **options(convention.targets),
+        )
+
+    arrays = (batch.image_sizes, batch.boxes, batch.valid, batch.ignore)
+    index, *rest = (jnp.arange(len(batch.boxes)), *(jnp.asarray(x) for x in arrays))
+    return jax.vmap(one)(index, *rest)

@@ -21,11 +21,11 @@ from rpn_jax.conventions import (
 from rpn_jax.rpn import (
     RPNConfig,
     RPNOutputs,
-    batch_targets,
     normalize_images,
     rpn,
     rpn_loss,
 )
+from rpn_jax.targets import batch_targets
 
 KEY = jax.random.key(7)
 SMALL = RPNConfig(

@@ -118,7 +118,8 @@ def smooth_l1_loss(
     targets = check_shape(as_float(targets, "targets"), predictions.shape, "targets")
     size = jnp.abs(predictions - targets)
     if beta == 0:
-        return size
+        # The slope of |x| at 0 is 1 in JAX; at the target it has to be 0.
+        return jnp.where(size == 0, jnp.zeros_like(size), size)
     return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
 
 
@@ -271,13 +272,11 @@ def rpn_losses(
     for name, x in {"box": box, "labels": labels, "sampled": sampled}.items():
         check_shape(x, objectness.shape, name)
     zero = jnp.zeros_like(objectness)
-    sums = jnp.stack(
-        [
-            jnp.where(sampled, objectness, zero).sum(),
-            jnp.where(sampled & (labels == 1), box, zero).sum(),
-            sampled.sum().astype(jnp.float32),
-            jnp.float32(batch_size * objectness.shape[0]),
-        ]
+    sums = (
+        jnp.where(sampled, objectness, zero).sum(),
+        jnp.where(sampled & (labels == 1), box, zero).sum(),
+        sampled.sum().astype(jnp.float32),
+        jnp.float32(batch_size * objectness.shape[0]),
     )
     if axis_name is not None:
         sums = jax.lax.psum(sums, axis_name)

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 from rpn_jax.ops._checks import as_boxes, as_mask, check_option
 from rpn_jax.ops.boxes import (
     Corners,
-    _ratio,
     corners,
     intersection_of_corners,
     iou_of_corners,
@@ -54,12 +53,12 @@ def match_anchors(
     gt_boxes: ArrayLike,
     gt_valid: ArrayLike | None = None,
     *,
-    high_threshold: float = 0.7,
-    low_threshold: float = 0.3,
+    high_threshold: ArrayLike = 0.7,
+    low_threshold: ArrayLike = 0.3,
     low_quality: str = "label",
-    low_quality_above: float = 0.0,
+    low_quality_above: ArrayLike = 0.0,
     gt_ignore: ArrayLike | None = None,
-    ignore_threshold: float = 0.5,
+    ignore_threshold: ArrayLike = 0.5,
     anchor_valid: ArrayLike | None = None,
 ) -> Matches:
     """Label anchors by their best IoU with an object.
@@ -119,7 +118,8 @@ def match_anchors(
     anchor_valid = as_mask(anchor_valid, (num_anchors,), "anchor_valid")
     # A carry of the loop below must depend on the inputs as its update does, or the
     # types differ inside shard_map.
-    none = jnp.where(anchor_valid, -1, -1).astype(jnp.int32)
+    varies = anchor_valid & (anchors[:, 0] == gt_boxes[:, 0].sum())
+    none = jnp.where(varies, -1, -1).astype(jnp.int32)
     nothing = none.astype(jnp.float32)
     if num_gt == 0:
         labels = jnp.where(anchor_valid, jnp.zeros_like(none), none)
@@ -146,7 +146,10 @@ def match_anchors(
         claims = (
             (iou == gt_best[:, None]) & usable & (gt_best > low_quality_above)[:, None]
         )
-        covers = _ratio(intersection_of_corners(rows, columns), columns.area)
+        inter = intersection_of_corners(rows, columns)
+        # The divisor depends on both boxes, or XLA multiplies by its reciprocal and a
+        # share of exactly the threshold may fall below it.
+        covers = inter / jnp.where(inter > 0, columns.area, jnp.ones_like(inter))
         # One object after the other, so that a tie goes to the lower index (best) and
         # a claim to the higher (claimed).
         for i in range(BLOCK):

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
+from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
@@ -53,7 +53,7 @@ def nms(
     boxes: ArrayLike,
     scores: ArrayLike,
     *,
-    iou_threshold: float | jax.Array,
+    iou_threshold: ArrayLike,
     max_outputs: int,
     valid: ArrayLike | None = None,
     groups: ArrayLike | None = None,
@@ -103,16 +103,21 @@ valid=Array([ True,  True, False], dtype=bool))
     if not jnp.issubdtype(groups.dtype, jnp.integer):
         raise ValueError(f"groups must be integers, got dtype {groups.dtype}")
 
-    best = top_k(scores, max(count, 1), valid=valid)
+    if count == 0:
+        none = jnp.full(max_outputs, -1, jnp.int32)
+        return NMSResult(none, none >= 0)
+    # Derived from `valid`, so that constant groups are spread over a mesh as it is.
+    groups = jnp.where(valid, groups, jnp.zeros_like(groups)).astype(jnp.int32)
+    best = top_k(scores, count, valid=valid)
     order = jnp.maximum(best.indices, 0)
     # Boxes that take no part lie at the end as zeros: they suppress nothing.
     ranked = jnp.where(best.valid[:, None], boxes[order], 0.0)
     kept = lax.platform_dependent(
         ranked,
-        groups[order].astype(jnp.int32),
+        groups[order],
         best.valid.sum().astype(jnp.int32),
         jnp.asarray(iou_threshold, jnp.float32),
-        cpu=sequential_vmap(partial(_greedy_loops, max_outputs=max_outputs)),
+        cpu=_image_by_image(partial(_greedy_loops, max_outputs=max_outputs)),
         default=partial(_greedy_tiles, max_outputs=max_outputs),
     )
     kept_valid = kept >= 0
@@ -120,6 +125,35 @@ valid=Array([ True,  True, False], dtype=bool))
         jnp.where(kept_valid, order[jnp.maximum(kept, 0)], kept).astype(jnp.int32),
         kept_valid,
     )
+
+
+def _image_by_image(function):
+    """Make `vmap` of a function a loop, in which each device takes its own images."""
+    call = custom_vmap(function)
+
+    @call.def_vmap
+    def rule(size, batched, *args):
+        def choose(chosen, otherwise):
+            """Put what is batched back among the arguments that are not."""
+            chosen = iter(chosen)
+            return (
+                next(chosen) if b else x
+                for x, b in zip(otherwise, batched, strict=True)
+            )
+
+        def loop(*args):
+            images = [x for x, b in zip(args, batched, strict=True) if b]
+            return lax.map(lambda image: call(*choose(image, args)), images)
+
+        # An axis that is split over an explicit mesh cannot be looped over as a whole.
+        specs = [jax.typeof(x).sharding.spec for x in args]
+        axes = [s[0] for s, b in zip(specs, batched, strict=True) if b and s[0]]
+        if axes:
+            split = tuple(jax.P(axes[0]) if b else jax.P() for b in batched)
+            loop = jax.shard_map(loop, in_specs=split, out_specs=jax.P(axes[0]))
+        return loop(*args), True
+
+    return call
 
 
 def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.Array:
