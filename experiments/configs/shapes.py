@@ -2,8 +2,8 @@
 
     python -m experiments.train shapes --workdir runs/shapes
 
-A small ResNet with group norm from scratch, 256 px, one map of stride 16; 200 scenes
-that training never sees to evaluate on.
+A small ResNet with group norm and a feature pyramid (0.33 million parameters) from
+random weights: 1500 steps of 8 scenes, 256 px, objects of 12 to 200 px.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(
-    steps=600,
+    steps=1500,
     batch=8,
-    lr=0.05,
+    lr=0.003,
     data=DataConfig(
         kind="shapes",
         train="20000",
@@ -26,14 +26,16 @@ CONFIG = TrainConfig(
         max_boxes=32,
     ),
     model=RPNConfig(
-        backbone="small_resnet",
-        sizes=((16.0, 32.0, 64.0, 128.0),),
+        backbone="small_resnet_fpn",
+        strides=(8, 16, 32),
+        sizes=((16.0, 28.0), (44.0, 72.0), (112.0, 176.0)),
         convention=dataclasses.replace(
             TORCHVISION,
-            proposals=dataclasses.replace(
-                TORCHVISION.proposals, test_pre_nms=1000, test_post_nms=1000
-            ),
+            # The published balance of the two losses, lambda = 10: with torchvision's
+            # normaliser the few positives hardly count otherwise.
+            loss=dataclasses.replace(TORCHVISION.loss, box_weight=10.0),
+            targets=dataclasses.replace(TORCHVISION.targets, low_quality_above=0.0),
         ),
     ),
-    optimizer=OptimizerConfig(),
+    optimizer=OptimizerConfig(name="adamw"),
 )
