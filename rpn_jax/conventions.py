@@ -8,11 +8,23 @@ py-faster-rcnn, become continuous at the border by adding 1 to x2 and y2.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+class Checked:
+    """A dataclass that refuses values outside its `Literal` fields."""
+
+    def __post_init__(self):
+        """Raise ValueError naming the field, the choices and what was given."""
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AnchorConvention:
+class AnchorConvention(Checked):
     """How anchors are made from sizes and ratios.
 
     Attributes:
@@ -23,14 +35,14 @@ class AnchorConvention:
             axis, which can be less than nominal where the grid was rounded up.
     """
 
-    order: str = "ratio_major"
-    rounding: str = "none"
+    order: Literal["ratio_major", "size_major"] = "ratio_major"
+    rounding: Literal["none", "corners", "base16"] = "none"
     offset: float = 0.0
-    stride: str = "nominal"
+    stride: Literal["nominal", "from_grid"] = "nominal"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TargetConvention:
+class TargetConvention(Checked):
     """How anchors are matched and sampled, see `match_anchors`, `anchor_targets`.
 
     Attributes:
@@ -39,7 +51,8 @@ class TargetConvention:
         low_quality: "off", "label" or "overwrite".
         low_quality_above: the low-quality rule serves objects with a best IoU above.
         ignore_threshold: share of an anchor in an ignore region from which it is
-            not used.
+            not used. The peers know no such regions: there an anchor on a crowd is a
+            negative, as it is here with inf.
         boundary: pixels by which an anchor may leave the image; inf: it may.
         boundary_first: leave such anchors out before matching (else after it).
         sample_size: anchors sampled an image.
@@ -48,7 +61,7 @@ class TargetConvention:
 
     high_threshold: float = 0.7
     low_threshold: float = 0.3
-    low_quality: str = "label"
+    low_quality: Literal["off", "label", "overwrite"] = "label"
     low_quality_above: float = 0.0
     ignore_threshold: float = 0.5
     boundary: float = math.inf
@@ -58,7 +71,7 @@ class TargetConvention:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodingConvention:
+class CodingConvention(Checked):
     """How a box is coded against an anchor, see `encode_boxes` and `decode_boxes`.
 
     Attributes:
@@ -71,7 +84,7 @@ class CodingConvention:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConvention:
+class LossConvention(Checked):
     """How the loss is computed, see `rpn_losses`.
 
     Attributes:
@@ -83,15 +96,15 @@ class LossConvention:
         box_weight: factor of the box loss.
     """
 
-    objectness: str = "sigmoid"
-    box: str = "smooth_l1"
+    objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    box: Literal["smooth_l1", "giou", "diou", "ciou"] = "smooth_l1"
     beta: float = 1 / 9
-    normalizer: str = "sampled"
+    normalizer: Literal["sampled", "batch_size"] = "sampled"
     box_weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProposalConvention:
+class ProposalConvention(Checked):
     """How proposals are chosen, see `generate_proposals`.
 
     Attributes:
@@ -115,7 +128,7 @@ class ProposalConvention:
     test_pre_nms: int = 1000
     test_post_nms: int = 1000
     iou_threshold: float = 0.7
-    score: str = "probability"
+    score: Literal["probability", "logit"] = "probability"
     score_threshold: float = -math.inf
     min_size: float = 0.0
     min_size_strict: bool = True
@@ -125,7 +138,7 @@ class ProposalConvention:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConvention:
+class ImageConvention(Checked):
     """What the network wants as its input.
 
     Attributes:
@@ -139,14 +152,14 @@ class ImageConvention:
         resize: "torch_bilinear", "pil_bilinear" or "cv2_bilinear".
     """
 
-    color: str = "rgb"
+    color: Literal["rgb", "bgr"] = "rgb"
     range: float = 1.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     min_size: int = 800
     max_size: int = 1333
     pad_to: int = 32
-    resize: str = "torch_bilinear"
+    resize: Literal["torch_bilinear", "pil_bilinear", "cv2_bilinear"] = "torch_bilinear"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from rpn_jax.ops._checks import (
     check_option,
     check_shape,
 )
+from rpn_jax.ops.boxes import clip_boxes_to_image
 from rpn_jax.ops.coding import MAX_LOG_SCALE, decode_boxes
 from rpn_jax.ops.losses import foreground_logit
 from rpn_jax.ops.nms import nms
@@ -131,6 +132,8 @@ def generate_proposals(
         logit, delta = as_float(logit, f"logits[{level}]"), as_boxes(delta, "deltas")
         check_shape(logit, anchor.shape[:1], f"logits[{level}]")
         check_shape(delta, anchor.shape, f"deltas[{level}]")
+        if not anchor.shape[0]:
+            raise ValueError(f"anchors[{level}] is empty: every level needs anchors")
         suits = large_enough(decode(delta, anchor)) if filter_first else None
         best = top_k(
             jax.lax.stop_gradient(logit),
@@ -172,10 +175,11 @@ def generate_proposals(
 
 def _clip(boxes, image_size, inclusive: bool):
     """Clip boxes [A, 4] to the image; inclusive ones become continuous."""
-    limit = jnp.stack([image_size[1], image_size[0]] * 2)[None]
-    # The last pixel of an inclusive box is at most W - 1, and at least 0.
-    extra = jnp.array([[0.0, 0.0, 1.0, 1.0]]) * float(inclusive)
-    return jnp.clip(boxes + extra, extra, limit - float(inclusive) + extra)
+    if not inclusive:
+        return clip_boxes_to_image(boxes, image_size)
+    # The last pixel lies in 0..W - 1; the edge behind it is 1 further.
+    edge = jnp.array([[0, 0, 1, 1]], jnp.float32)
+    return clip_boxes_to_image(boxes, image_size - 1) + edge
 
 
 def batch_proposals(

@@ -6,7 +6,7 @@ level or of all), `G` boxes at most an image, `K` proposals an image.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rpn_jax.batch import Batch
-from rpn_jax.conventions import TORCHVISION, Convention, ImageConvention, options
+from rpn_jax.conventions import (
+    TORCHVISION,
+    Checked,
+    Convention,
+    ImageConvention,
+    options,
+)
 from rpn_jax.models import FPN, RPNHead, SmallResNet, SqueezeNet, flatten_levels
 from rpn_jax.ops.anchors import level_table, pyramid_anchors
 from rpn_jax.ops.coding import decode_boxes
@@ -39,7 +45,7 @@ IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RPNConfig:
+class RPNConfig(Checked):
     """What a region proposal network is made of.
 
     Attributes:
@@ -60,11 +66,11 @@ class RPNConfig:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     head_channels: int | None = None
     head_convs: int = 1
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     convention: Convention = TORCHVISION
 
 
-BACKBONES: dict[str, Callable[[RPNConfig, Any], nn.Module]] = {
+BACKBONES: dict[str, Callable[[RPNConfig, Any], Any]] = {
     "squeezenet": lambda config, dtype: SqueezeNet(padding="same", dtype=dtype),
     "squeezenet_torchvision": lambda config, dtype: SqueezeNet(
         padding="torchvision", dtype=dtype
@@ -164,8 +170,17 @@ def rpn(config: RPNConfig) -> RPN:
         raise ValueError(
             f"backbone must be one of {', '.join(BACKBONES)}, got {config.backbone!r}"
         )
+    backbone = BACKBONES[config.backbone](config, dtype)
+    if backbone.strides != config.strides:
+        table = level_table(
+            backbone=backbone.strides, config=config.strides, sizes=config.sizes
+        )
+        raise ValueError(
+            f"{config.backbone} has maps of strides {backbone.strides}, the "
+            f"configuration wants {config.strides}\n{table}"
+        )
     module = RPNModule(
-        backbone=BACKBONES[config.backbone](config, dtype),
+        backbone=backbone,
         rpn=RPNHead(
             num_anchors=per_cell,
             channels=config.head_channels,
@@ -303,7 +318,7 @@ def _health(outputs, targets: AnchorTargets, batch: Batch, convention: Conventio
     objects, of the best anchor's IoU.
     """
     objects = jnp.asarray(batch.valid) & ~jnp.asarray(batch.ignore)
-    count = jnp.maximum(objects.sum(), 1)
+    count = objects.sum()  # 0 of 0 objects is NaN: nothing was measured
     covered = targets.gt_iou >= convention.targets.high_threshold
     positive = (targets.labels == 1).sum(axis=0) / targets.labels.shape[0]
     ends = [0]

@@ -120,3 +120,21 @@ def test_loss_and_image_of_each_preset_are_the_peers():
         "pil_bilinear",
         "cv2_bilinear",
     ]
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "wrong"),
+    [
+        ("loss", "box", "giuo"),
+        ("loss", "objectness", "softmx"),
+        ("loss", "normalizer", "mean"),
+        ("image", "color", "BGR"),
+        ("anchors", "stride", "grid"),
+        ("proposals", "score", "odds"),
+        ("targets", "low_quality", "yes"),
+    ],
+)
+def test_a_misspelt_choice_is_refused_with_the_choices(group, field, wrong):
+    values = getattr(get_convention("torchvision"), group)
+    with pytest.raises(ValueError, match=f"{field} must be one of .*, got '{wrong}'"):
+        dataclasses.replace(values, **{field: wrong})

@@ -44,6 +44,11 @@ class FPN(nn.Module):
         Returns:
             For each map of the trunk float32 `[B, h, w, channels]`, fine to coarse.
         """
+        finest = self.strides[0]
+        if self.strides != tuple(finest * 2**n for n in range(len(self.strides))):
+            raise ValueError(
+                f"each map must be half the last one's size, got strides {self.strides}"
+            )
         maps = []
         above = None
         for level, features in reversed(list(enumerate(self.bottom_up(x)))):

@@ -115,10 +115,16 @@ def grid_anchors(
         Array([[-16., -16.,  16.,  16.],
                [  0., -16.,  32.,  16.]], dtype=float32)
     """
-    step = stride if isinstance(stride, tuple) else (stride, stride)
+    step = _pair(stride)
     sizes = tuple(scale * step[0] for scale in scales)
     cell = cell_anchors(sizes, ratios, order=order, rounding=rounding)
     return _place(cell, grid_size, step, offset)
+
+
+def _pair(stride) -> tuple[int, int]:
+    """Turn one stride, or (y, x), into (y, x)."""
+    y, x = stride if isinstance(stride, Sequence) else (stride, stride)
+    return y, x
 
 
 def _place(cell, grid_size, stride, offset) -> jax.Array:
@@ -181,8 +187,7 @@ def pyramid_anchors(
         grid_sizes, sizes, all_ratios, strides, strict=True
     ):
         cell = cell_anchors(size, ratio, order=order, rounding=rounding)  # type: ignore[arg-type]
-        step = stride if isinstance(stride, tuple) else (stride, stride)
-        anchors.append(_place(cell, grid, step, offset))
+        anchors.append(_place(cell, grid, _pair(stride), offset))
     return tuple(anchors)
 
 

@@ -83,7 +83,7 @@ def iou_of_corners(a: Corners, b: Corners) -> jax.Array:
 
 
 def box_area(boxes: ArrayLike) -> Float[Array, "..."]:
-    """Compute the area of boxes, 0 for inverted ones.
+    """Compute the area of boxes, 0 for those inverted in one direction.
 
     Args:
         boxes: `[..., 4]` xyxy, pixels.
@@ -170,7 +170,8 @@ def box_iou(boxes1: ArrayLike, boxes2: ArrayLike) -> Float[Array, "N M"]:
 
     Returns:
         `[N, M]` float32 in [0, 1]. Two empty boxes have IoU 0. On CPU equal to
-        NumPy float32 and torchvision bit for bit.
+        NumPy float32 and torchvision bit for bit. Sides of more than 1e19, whose
+        areas overflow, give NaN.
 
     Raises:
         ValueError: an argument is not `[N, 4]`.

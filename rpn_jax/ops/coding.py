@@ -16,6 +16,11 @@ from rpn_jax.ops._checks import as_boxes
 MAX_LOG_SCALE = math.log(1000 / 16)
 
 
+def _check_weights(weights):
+    if len(weights) != 4:
+        raise ValueError(f"weights must be (dx, dy, dw, dh), got {weights}")
+
+
 def _centre_and_size(boxes):
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
     width, height = x2 - x1, y2 - y1
@@ -55,6 +60,7 @@ def encode_boxes(
         raise ValueError(
             f"boxes and anchors must have one shape, got {boxes.shape}, {anchors.shape}"
         )
+    _check_weights(weights)
     x, y, w, h = _centre_and_size(boxes)
     xa, ya, wa, ha = _centre_and_size(anchors)
     deltas = (x - xa) / wa, (y - ya) / ha, jnp.log(w / wa), jnp.log(h / ha)
@@ -98,6 +104,7 @@ def decode_boxes(
             f"deltas and anchors must have one shape, got {deltas.shape}, "
             f"{anchors.shape}"
         )
+    _check_weights(weights)
     dx, dy, dw, dh = (deltas[..., i] / weights[i] for i in range(4))
     xa, ya, wa, ha = _centre_and_size(anchors)
     x, y = dx * wa + xa, dy * ha + ya

@@ -142,7 +142,7 @@ def match_anchors(
         rows = Corners(*(x[:, None] for x in corners(boxes)))
         usable = counts[:, None] & anchor_valid[None, :]
         iou = jnp.where(usable, iou_of_corners(rows, columns), -1.0)  # [BLOCK, A]
-        gt_best = iou.max(axis=1)
+        gt_best = iou.max(axis=1, initial=-1.0)
         claims = (
             (iou == gt_best[:, None]) & usable & (gt_best > low_quality_above)[:, None]
         )

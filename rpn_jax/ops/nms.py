@@ -202,8 +202,8 @@ def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.A
     start = (
         zero,
         zero,
-        jnp.zeros((6, size)) + zero.astype(jnp.float32),
-        jnp.full(size, -1) + zero,
+        jnp.zeros((6, size), jnp.float32) + zero.astype(jnp.float32),
+        jnp.full(size, -1, jnp.int32) + zero,
     )
     return lax.while_loop(look, take, start)[-1][:max_outputs]
 
@@ -241,7 +241,7 @@ def _greedy_tiles(
         start, kept, kept_rows, kept_groups, out = state
         box = lax.dynamic_slice(rows, (zero, start), (5, tile))
         group = lax.dynamic_slice(groups, (start,), (tile,))
-        rank = start + jnp.arange(tile)
+        rank = start + jnp.arange(tile, dtype=jnp.int32)
 
         def against_kept(state):
             at, clear = state
@@ -266,7 +266,7 @@ def _greedy_tiles(
         keep, _ = lax.while_loop(lambda state: state[1], settle, (clear, count > 0))
 
         # Close the ranks up: the n-th kept box of the tile goes to place n.
-        place = jnp.where(keep, jnp.cumsum(keep) - 1, tile)
+        place = jnp.where(keep, jnp.cumsum(keep, dtype=jnp.int32) - 1, tile)
         box = jnp.zeros_like(box).at[:, place].set(box, mode="drop")
         group = jnp.zeros_like(group).at[place].set(group, mode="drop")
         rank = (jnp.zeros_like(rank) - 1).at[place].set(rank, mode="drop")
@@ -285,7 +285,7 @@ def _greedy_tiles(
     start = (
         zero,
         zero,
-        jnp.zeros((5, size)) + zero.astype(jnp.float32),
+        jnp.zeros((5, size), jnp.float32) + zero.astype(jnp.float32),
         empty,
         empty - 1,
     )

@@ -49,7 +49,7 @@ def sample_balanced(
             f"{size} and {positive_fraction}"
         )
     # One draw serves both classes: an anchor belongs to one of them only.
-    draw = jax.random.uniform(key, labels.shape)
+    draw = jax.random.uniform(key, labels.shape, jnp.float32)
     positives = int(size * positive_fraction)
     positive = _draw_most(draw, labels == 1, positives, positives)
     room = size - positive.sum()

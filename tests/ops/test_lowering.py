@@ -217,3 +217,15 @@ def test_inside_shard_map(devices, name, expected):
         jax.vmap(function), mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data")
     )
     close(jax.device_get(jax.jit(program)(*args)), expected(name))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_with_x64_enabled_results_are_the_same_and_of_32_bits(name):
+    case = CASES[name]
+    args = jax.tree.map(lambda x: x[0], case.args)
+    usual = jax.jit(case.function)(*args)
+    with jax.enable_x64(True):
+        found = jax.jit(case.function)(*args)
+    for a, b in zip(jax.tree.leaves(usual), jax.tree.leaves(found), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
