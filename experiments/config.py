@@ -170,26 +170,46 @@ def data_root(config: DataConfig) -> Path:
 def same_run(workdir: Path, config: TrainConfig) -> None:
     """Refuse to resume a run of another configuration; write the configuration.
 
-    Steps, evaluation and logging may change from start to start.
+    Steps, evaluation and logging may change from start to start. Until there is a
+    checkpoint all may, for nothing is resumed.
 
     Raises:
         UsageError: `workdir` holds a run whose configuration differs.
     """
     file, now = workdir / "config.json", config_to_json(config)
-    if file.exists():
+    resumes = any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*"))
+    if resumes and file.exists():
         then = json.loads(file.read_text())
         keys = ("batch", "seed", "lr", "weights", "data", "model", "optimizer")
-        # The same data may lie elsewhere by now.
-        then["data"]["root"] = now["data"]["root"]
+        # The same data may lie elsewhere by now, and be read in another way.
+        then["data"] |= {k: now["data"][k] for k in ("root", "threads", "on_bad")}
         differ = [key for key in keys if then.get(key) != now[key]]
         if differ:
             raise UsageError(
                 f"{workdir} holds a run with another {', '.join(differ)}; name another "
                 f"--workdir, or give the options that are in {file}"
             )
+        if then["steps"] != config.steps and config.optimizer.schedule != "constant":
+            print(
+                f"--steps is {config.steps}, was {then['steps']}: the learning rate "
+                "follows the new length from here on"
+            )
     part = file.with_suffix(".part")
     part.write_text(json.dumps(now, indent=2) + "\n")
     os.replace(part, file)
+
+
+def refuse_many_processes() -> None:
+    """Refuse to run on several hosts.
+
+    Raises:
+        UsageError: this is one process of several.
+    """
+    if jax.process_count() > 1:
+        raise UsageError(
+            f"{jax.process_count()} processes were started, and training and "
+            "evaluation run in one so far; start one, it takes all devices of its host"
+        )
 
 
 def open_model(path: Path) -> Model:

@@ -72,6 +72,7 @@ def train_batches(source: Source, config: DataConfig, *, batch: int, seed: int) 
         jitter=None if config.jitter == Jitter() else config.jitter,
         seed=seed,
         shard=(jax.process_index(), jax.process_count()),
+        on_bad=config.on_bad,
         threads=config.threads,
         workers=config.workers,
     )
@@ -85,6 +86,7 @@ def eval_batches(source: Source, config: DataConfig, *, batch: int) -> Any:
         buckets=config.padded_sizes,
         max_boxes=config.max_boxes,
         resize=config.resize,
+        on_bad=config.on_bad,
         threads=config.threads,
         train=False,
     )

@@ -21,8 +21,10 @@ from matplotlib.figure import Figure
 from experiments.config import (
     DataConfig,
     EvalConfig,
+    UsageError,
     exit_with,
     open_model,
+    refuse_many_processes,
     use_compilation_cache,
 )
 from experiments.data import eval_batches, open_source
@@ -67,15 +69,19 @@ class Evaluation(NamedTuple):
 
     Attributes:
         figures: by name, as `recall_metrics` gives them: `AR@k` and `AR@k_size`, recall
-            with the k best proposals an image averaged over IoU 0.5 to 0.95; `R50@k`,
-            recall at IoU 0.5.
+            with the k best proposals an image averaged over IoU 0.5 to 0.95; `R50@k`
+            and `R50@k_size`, recall at IoU 0.5.
         curves: k -> recall at each of `IOU_THRESHOLDS`.
         examples: the first images.
+        kept: proposals that the network keeps of an image at most.
+        skipped: images that could not be read; their objects count as missed.
     """
 
     figures: dict[str, float]
     curves: dict[int, list[float]]
     examples: list[Example]
+    kept: int
+    skipped: int
 
 
 class Evaluator:
@@ -117,25 +123,39 @@ class Evaluator:
 
     def __call__(self, params: Any) -> Evaluation:
         """Propose on every image and measure."""
-        totals, first = RecallTotals.zeros(), {}
+        totals, first, kept = RecallTotals.zeros(), {}, 0
+        unread = set(range(len(self._source)))
         batches = eval_batches(self._source, self._data, batch=self._batch)
         with jax.set_mesh(self._mesh):  # each device proposes for its own images
             for batch in batches:
                 rows = [self._row[int(i)] for i in batch.image_ids]
+                unread.difference_update(rows)
                 objects = Objects(*(x[rows] for x in self._objects))
                 batch = put_batch(self._mesh, (batch, objects))
                 totals, (boxes, valid) = self._count(params, *batch, totals)
+                kept = valid.shape[1]
                 if len(first) < self._examples:
                     found = zip(*jax.device_get((boxes, valid)), strict=True)
                     first |= dict(zip(rows, (b[v] for b, v in found), strict=True))
         batches.close()
+        if unread:
+            totals = self._add_missed(totals, sorted(unread))
         result = totals.summarize()
         recall = np.asarray(result.recall[0]).tolist()
         return Evaluation(
             recall_metrics(result),
             dict(zip(MAX_PROPOSALS, recall, strict=True)),
             self._show(first),
+            kept,
+            len(unread),
         )
+
+    def _add_missed(self, totals: RecallTotals, rows: list[int]) -> RecallTotals:
+        """Count the objects of images that gave no proposals."""
+        objects = Objects(*(x[rows] for x in self._objects))
+        none = np.zeros((len(rows), 1), bool)
+        boxes = np.zeros((len(rows), 1, 4), np.float32)
+        return totals.add(jax.jit(jax.vmap(matched_recall))(boxes, none, *objects))
 
     def _show(self, found: dict[int, np.ndarray]) -> list[Example]:
         rows = [row for row in found if row < len(self._source)][: self._examples]
@@ -150,26 +170,29 @@ def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
     """Return the objects of every record, a last row of none, and rows by image id.
 
     The images that fill the last batch have id -1 and no objects.
+
+    Raises:
+        UsageError: two records have the same image id.
     """
-    records = [source[i] for i in range(len(source))]
-    most = max([1, *(len(record.boxes) for record in records)])
-    objects = Objects(
-        *(
-            np.stack([pad_rows(leaf, most) for leaf in (*leaves, leaves[0][:0])])
-            for leaves in (
-                [record.boxes for record in records],
-                [np.ones(len(record.boxes), bool) for record in records],
-                [record.ignore for record in records],
-                [record.areas for record in records],
+    rows, row = [], {-1: len(source)}
+    for i in range(len(source)):
+        record = source[i]  # its image is not kept: all of them may not fit in memory
+        if row.setdefault(record.image_id, i) != i:
+            raise UsageError(
+                f"two images to evaluate on have the id {record.image_id}, "
+                f"{record.name} is the second; every image needs its own"
             )
-        )
-    )
-    row = {record.image_id: i for i, record in enumerate(records)}
-    return objects, row | {-1: len(records)}
+        exists = np.ones(len(record.boxes), bool)
+        rows.append(Objects(record.boxes, exists, record.ignore, record.areas))
+    rows.append(Objects(*(leaf[:0] for leaf in rows[0])))
+    most = max(1, *(len(objects.boxes) for objects in rows))
+    columns = zip(*rows, strict=True)
+    return Objects(*(np.stack([pad_rows(x, most) for x in c]) for c in columns)), row
 
 
-def table(figures: dict[str, float]) -> str:
+def table(result: Evaluation) -> str:
     """Lay the figures out as text: a line a number of proposals, a column a size."""
+    figures = result.figures
     lines = [" " * 9 + "all" + "".join(f"{name:>9}" for name in AREA_NAMES[1:])]
     for name in [f"AR@{k}" for k in MAX_PROPOSALS] + ["R50@300"]:
         keys = [name, *(f"{name}_{size}" for size in AREA_NAMES[1:])]
@@ -177,11 +200,18 @@ def table(figures: dict[str, float]) -> str:
         first, *rest = [f"{value:.4f}" if value >= 0 else "-" for value in values]
         # "AR@100 0.1234" whatever the length of the name, for those who look for it.
         lines.append(f"{name} {first}".ljust(15) + "".join(f"{x:<9}" for x in rest))
+    if result.kept < max(MAX_PROPOSALS):
+        lines.append(f"at most {result.kept} proposals an image are kept")
+    if result.skipped:
+        lines.append(
+            f"images skipped because they cannot be read: {result.skipped}; their "
+            "objects count as missed"
+        )
     return "\n".join(line.rstrip() for line in lines)
 
 
 def draw_examples(file: Path, examples: Sequence[Example]) -> None:
-    """Draw the best proposals on some images, and the objects that are there."""
+    """Draw the best proposals on some images, at least one, and the objects there."""
     figure = Figure(figsize=(4 * len(examples), 4.2), layout="constrained")
     axes = figure.subplots(1, len(examples), squeeze=False)[0]
     for ax, example in zip(axes, examples, strict=True):
@@ -226,8 +256,11 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says; return the exit code."""
     prog = "python -m experiments.evaluate MODEL"
     name, *rest = argv or ["--help"]
-    if name.startswith("-"):
+    if name in ("-h", "--help"):
         tyro.cli(Options, args=["--help"], prog=prog, description=__doc__)
+    if name.startswith("-"):
+        raise UsageError(f"a model is wanted before the options: {prog}")
+    refuse_many_processes()
     path = Path(name)
     model = open_model(path)
     defaults = Options(
@@ -242,8 +275,8 @@ def main(argv: Sequence[str]) -> int:
     result = evaluate(model.params)
     options.out.mkdir(parents=True, exist_ok=True)
     write_recall(options.out, result)
-    print(f"{len(source)} images\n{table(result.figures)}")
     print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
+    print(f"{len(source)} images\n{table(result)}")
     return 0
 
 

@@ -5,11 +5,13 @@ usage: python -m experiments.propose MODEL IMAGE... [--out DIR] [--top N] [--dra
 MODEL is a run's folder (its best checkpoint, else its last), a weight file, or `demo`
 for the packaged weights. IMAGE is a file or a folder of images. For each image NAME
 `NAME.json` gets its boxes (x1, y1, x2, y2 in pixels of the image) and scores, best
-first, and `NAME.png` a picture.
+first, and `NAME.png` a picture. An image that cannot be read is named, the others go
+on, and the exit code is 1.
 """
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.config import UsageError, exit_with, open_model, use_compilation_cache
 from rpn_jax import plotting
+from rpn_jax.data import DataError
 from rpn_jax.predict import DEMO, Prediction, Predictor, decode
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -51,14 +54,22 @@ def main(argv: Sequence[str]) -> int:
     use_compilation_cache()
     predictor = Predictor(open_model(DEMO if names[0] == "demo" else Path(names[0])))
     options.out.mkdir(parents=True, exist_ok=True)
+    broken = 0
     for n, (file, name) in enumerate(zip(files, result_names(files), strict=True), 1):
-        pixels = decode(file, name=str(file))
+        try:
+            pixels = decode(file, name=str(file))
+        except DataError as error:
+            broken += 1
+            print(f"{n}/{len(files)}  {error}", file=sys.stderr, flush=True)
+            continue
         found = predictor(pixels)
         found = Prediction(*(x[: options.top] for x in found))
         write(options.out / name, file, pixels, found, draw=options.draw)
         print(f"{n}/{len(files)}  {file}  {len(found.boxes)} boxes", flush=True)
     print(f"results in {options.out}")
-    return 0
+    if broken:
+        print(f"{broken} of {len(files)} images could not be read", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def list_images(path: Path) -> list[Path]:

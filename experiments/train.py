@@ -25,6 +25,7 @@ from experiments.config import (
     UsageError,
     exit_with,
     parse_config,
+    refuse_many_processes,
     same_run,
     use_compilation_cache,
 )
@@ -96,9 +97,7 @@ def train(config: TrainConfig) -> None:
                 if terminated and not last:
                     print(f"stopped at step {step}; the same command goes on from here")
                     return
-        if result is None:  # the run had ended before
-            result = evaluate(inference_params(state))
-        finish(config, state, checkpoints, result)
+        finish(config, state, checkpoints, evaluate, result)
 
 
 class Setup(NamedTuple):
@@ -117,6 +116,7 @@ def setup(config: TrainConfig) -> Setup:
     Raises:
         UsageError: what the configuration names is not there or does not fit.
     """
+    refuse_many_processes()
     source, val_source = (open_source(config.data, s) for s in ("train", "val"))
     trunk = load_trunk(config.weights)
     mesh = data_mesh()
@@ -156,14 +156,26 @@ def finish(
     config: TrainConfig,
     state: TrainState,
     checkpoints: Checkpoints,
-    result: Evaluation,
+    evaluate: Evaluator,
+    result: Evaluation | None,
 ) -> None:
-    """Write weights, figures and a picture; print the figures and where all lies."""
-    params, best = inference_params(state), checkpoints.best
-    if best is not None and best != int(state.step):
+    """Write the best weights, their figures and a picture; print where all lies.
+
+    Args:
+        config: of the run.
+        state: at its end.
+        checkpoints: of the run.
+        evaluate: measures weights.
+        result: what it gave for `state`, if that was measured already.
+    """
+    params, step, best = inference_params(state), int(state.step), checkpoints.best
+    if best is not None and best != step:
         averaged = config.optimizer.ema > 0
         params = checkpoints.restore_params(state.params, step=best, ema=averaged)
+        step, result = best, None
         print(f"the best checkpoint is that of step {best}")
+    if result is None:
+        result = evaluate(params)
     workdir = config.workdir
     # Where the data lay is no business of those who get the file.
     metadata = {
@@ -171,13 +183,16 @@ def finish(
         "data": config_to_json(dataclasses.replace(config.data, root=None)),
     }
     save_params_npz(workdir / "weights.npz", params, metadata)
-    draw_examples(workdir / "proposals.png", result.examples)
-    figures = {"step": int(state.step), **result.figures}
+    figures = {"step": step, **result.figures}
     (workdir / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(table(result.figures))
-    print(f"picture     {workdir / 'proposals.png'}")
+    if result.examples:
+        draw_examples(workdir / "proposals.png", result.examples)
+        print(f"picture     {workdir / 'proposals.png'}")
     print(f"weights     {workdir / 'weights.npz'}")
-    print(f"checkpoint  {workdir / 'checkpoints' / str(best or int(state.step))}")
+    if checkpoints.last is not None:  # a run of no steps has none
+        print(f"checkpoint  {workdir / 'checkpoints' / str(step)}")
+    # Last, for those who read the last lines.
+    print(table(result))
 
 
 def load_trunk(weights: Path | None) -> Any:
@@ -216,23 +231,29 @@ def check_trunk(config: TrainConfig, trunk: Any, params: Any) -> None:
 
 
 class Terminated:
-    """Is true once the process was asked to stop by SIGTERM."""
+    """Is true once the process was asked to stop, by SIGTERM or the first Ctrl-C."""
 
     def __enter__(self):
-        """Catch the signal."""
+        """Catch the signals."""
         self._asked = False
-        self._before = signal.signal(signal.SIGTERM, self._ask)
+        self._before = {
+            number: signal.signal(number, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *_):
-        """Leave the signal to whoever had it."""
-        signal.signal(signal.SIGTERM, self._before)
+        """Leave the signals to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __bool__(self):
         return self._asked
 
-    def _ask(self, *_):
+    def _ask(self, number: int, _):
         self._asked = True
+        if number == signal.SIGINT:  # a second one interrupts at once
+            signal.signal(number, self._before[signal.SIGINT])
 
 
 if __name__ == "__main__":

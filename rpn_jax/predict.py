@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rpn_jax.data import Resize, decode_image
-from rpn_jax.data.transforms import pad_image, resize_image, resize_shape
+from rpn_jax.data.transforms import pad_image, resize_pixels
 from rpn_jax.pretrained import load_params_npz
 from rpn_jax.rpn import RPNConfig, rpn
 from rpn_jax.training.checkpoint import Checkpoints
@@ -51,7 +51,7 @@ class Model(NamedTuple):
 class Predictor:
     """Proposes boxes for images of any size.
 
-    Images are resized as in training and padded to multiples of `pad_to`, with one
+    Images are resized as in evaluation and padded to multiples of `pad_to`, with one
     compilation for each padded size met.
 
     Args:
@@ -84,9 +84,9 @@ class Predictor:
             Boxes in pixels of the (upright) image, best first; none of them padding.
 
         Raises:
-            DataError: the image is missing or broken.
+            DataError: the image is missing, broken or empty.
         """
-        pixels, scales = self._resize(decode(image))
+        pixels, scales = resize_pixels(decode(image), self.model.resize)
         size = pixels.shape[:2]
         padded = tuple(-(-side // self.pad_to) * self.pad_to for side in size)
         batch = pad_image(pixels, padded)[None]
@@ -98,16 +98,6 @@ class Predictor:
         sy, sx = scales
         boxes = found.boxes[0][valid] / np.array([sx, sy, sx, sy], np.float32)
         return Prediction(boxes, found.scores[0][valid])
-
-    def _resize(self, pixels: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-        resize = self.model.resize
-        shape, scales = resize_shape(
-            (pixels.shape[0], pixels.shape[1]),
-            min_size=max(resize.min_sizes, default=None),
-            max_size=resize.max_size,
-            rule=resize.rule,
-        )
-        return resize_image(pixels, shape, rule=resize.rule, scales=scales), scales
 
 
 decode = partial(decode_image, upright=True)

@@ -147,7 +147,8 @@ def batch_targets(
     """Make the targets of every image of a batch; fields get a leading B.
 
     Image i draws its sample from fold_in(key, i), so that the draw does not depend on
-    how the batch lies on devices.
+    how the batch lies on devices. Nothing is sampled from an image of id -1, which
+    only fills the batch.
     """
 
     def one(index, size, boxes, valid, ignore):
@@ -164,4 +165,6 @@ def batch_targets(
 
     arrays = (batch.image_sizes, batch.boxes, batch.valid, batch.ignore)
     index, *rest = (jnp.arange(len(batch.boxes)), *(jnp.asarray(x) for x in arrays))
-    return jax.vmap(one)(index, *rest)
+    targets = jax.vmap(one)(index, *rest)
+    real = jnp.asarray(batch.image_ids)[:, None] >= 0
+    return targets._replace(sampled=targets.sampled & real)

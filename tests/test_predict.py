@@ -68,6 +68,19 @@ def test_grey_and_transparent_images_are_taken(predictor, pixels):
     )
 
 
+def test_images_get_the_size_that_evaluation_gives_them(model, pixels):
+    several = Resize(min_size=(96, 48), max_size=64)
+    one = Resize(min_size=48, max_size=64)
+    for x, y in zip(
+        *(
+            Predictor(model._replace(resize=r), pad_to=64)(pixels)
+            for r in (several, one)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_one_compilation_a_bucket(model):
     predictor = Predictor(model, pad_to=32)
     for size in [(64, 64), (60, 64), (40, 64), (128, 100), (64, 30), (64, 20)]:

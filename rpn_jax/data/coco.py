@@ -9,13 +9,16 @@ import numpy as np
 
 from rpn_jax.data.images import header_size
 from rpn_jax.data.records import (
+    AREA_TAKEN,
     FAULTS,
+    SKIP,
     DataError,
     OnBad,
     Record,
     clip_boxes,
     count_moved,
     find_faults,
+    mend_areas,
     report,
 )
 
@@ -25,7 +28,7 @@ class CocoSource:
 
     `iscrowd` becomes `ignore`; `bbox` (x, y, width, height) becomes xyxy; categories
     become contiguous indices in the order of their ids; `area` is the json's (that of
-    the mask in COCO itself), or the box's where the json has none.
+    the mask in COCO itself), or the box's where the json has none that makes sense.
 
     Everything is checked at once, here. COCO's own boxes overshoot their images by
     fractions of a pixel: up to one pixel is clipped, and the number is logged.
@@ -34,7 +37,7 @@ class CocoSource:
         json: The annotation file.
         images: The folder that the json's `file_name`s start from.
         on_bad: "raise" a `DataError` at the first fault, or "skip" faulty boxes and
-            records without a file and log how many there were.
+            records without a readable file and log how many there were.
 
     Attributes:
         classes: Category names.
@@ -45,11 +48,12 @@ class CocoSource:
     def __init__(self, json: str | Path, images: str | Path, on_bad: OnBad = "raise"):
         self.json, self.images = Path(json), Path(images)
         data = _read_json(self.json)
-        categories = sorted(data["categories"], key=lambda c: c["id"])
-        self.classes = tuple(c["name"] for c in categories)
-        self.category_ids = tuple(c["id"] for c in categories)
         counts: Counter[str] = Counter()
         try:
+            categories = sorted(data["categories"], key=lambda c: c["id"])
+            self.classes = tuple(c["name"] for c in categories)
+            self.category_ids = tuple(c["id"] for c in categories)
+            self._check_categories()
             self._read_images(data["images"], on_bad, counts)
             self._read_boxes(data["annotations"], on_bad, counts)
         except KeyError as error:
@@ -76,6 +80,11 @@ class CocoSource:
             self._areas[rows],
         )
 
+    def _check_categories(self) -> None:
+        for key, number in Counter(self.category_ids).most_common(1):
+            if number > 1:
+                raise DataError(f"{self.json}: {number} categories have the id {key}")
+
     def _read_images(self, images: list, on_bad: OnBad, counts: Counter[str]) -> None:
         self._names, ids, sizes, self._missing = [], [], [], set()
         for image in images:
@@ -85,13 +94,25 @@ class CocoSource:
                 raise DataError(f"{where}: the id must be an integer in 0 .. 2^31 - 1")
             if not (self.images / name).is_file():
                 if on_bad == "raise":
-                    raise DataError(f"{where}: there is no file {self.images / name}")
+                    raise DataError(
+                        f"{where}: there is no file {self.images / name}; mend it, or "
+                        f"skip such records with {SKIP}"
+                    )
                 counts["image without a file"] += 1
                 self._missing.add(key)
                 continue
             size = image.get("height"), image.get("width")
             if not all(size):
-                size = header_size(self.images / name, name)
+                try:
+                    size = header_size(self.images / name, name)
+                except DataError as error:
+                    if on_bad == "raise":
+                        raise DataError(
+                            f"{error}; mend it, or skip such records with {SKIP}"
+                        ) from error
+                    counts["image that cannot be read"] += 1
+                    self._missing.add(key)
+                    continue
             self._names.append(name)
             ids.append(key)
             sizes.append(size)
@@ -115,7 +136,8 @@ class CocoSource:
                 if on_bad == "raise":
                     raise DataError(
                         f"{self.json}: annotation {a.get('id')} belongs to image "
-                        f"{a['image_id']}, which the file does not list"
+                        f"{a['image_id']}, which the file does not list; mend it, or "
+                        f"skip such boxes with {SKIP}"
                     )
                 counts["annotation of an unknown image"] += 1
         del self._missing
@@ -126,6 +148,10 @@ class CocoSource:
             raise DataError(
                 f"{self.json}: every annotation needs a bbox of four numbers ({error})"
             ) from error
+        try:  # NumPy makes NaN of None
+            areas = np.array([a.get("area") for a in kept], np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.json}: every area is a number ({error})") from error
         boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
         labels = np.array([class_of.get(a["category_id"], -1) for a in kept], np.int32)
         sizes = self.sizes[image_row]
@@ -142,8 +168,9 @@ class CocoSource:
         self._boxes = clip_boxes(boxes[order], sizes[order])
         if clipped := count_moved(self._boxes, boxes[order]):
             counts["box clipped to the image"] = clipped
-        areas = [a.get("area", b[2] * b[3]) for a, b in zip(kept, xywh, strict=True)]
-        self._areas = np.array(areas, np.float32)[order]
+        self._areas, taken = mend_areas(areas[order], self._boxes)
+        if taken:
+            counts[AREA_TAKEN] = taken
         crowd = [bool(a.get("iscrowd", 0)) for a in kept]
         self._ignore = np.array(crowd, bool)[order]
         self._labels = labels[order]
@@ -162,16 +189,16 @@ class CocoSource:
             f"{self.json}: annotation {annotation.get('id')} of {self._names[row]} "
             f"({height} x {width} pixels, height x width): "
             f"bbox {annotation['bbox']} {fault}; "
-            'pass on_bad="skip" to leave such boxes out and count them'
+            f"mend it, or skip such boxes with {SKIP}"
         )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json_module.loads(path.read_text())
+        data = json_module.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such annotation file") from error
-    except json_module.JSONDecodeError as error:
+    except ValueError as error:  # not json, or not UTF-8
         raise DataError(f"{path}: not a json file ({error})") from error
     missing = {"images", "annotations", "categories"} - set(data)
     if missing:

@@ -39,13 +39,13 @@ def decode_image(
 
     Args:
         image: Encoded bytes, a path, a PIL image, or pixels [H, W], [H, W, 1],
-            [H, W, 3] or [H, W, 4] of uint8 or uint16.
+            [H, W, 3] or [H, W, 4] of uint8, of uint16, or of other integers in 0..255.
         name: Named in errors.
         size: (height, width) that the annotation gives, or None.
         upright: Without `size`: apply the EXIF orientation, as a viewer would.
 
     Raises:
-        DataError: The image is missing or broken, or does not fit `size`.
+        DataError: The image is missing, broken or empty, or does not fit `size`.
     """
     if isinstance(image, np.ndarray):
         pixels = _array_to_rgb(image, name)
@@ -104,12 +104,16 @@ def _broken(error: Exception, name: str) -> DataError:
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     if image.mode.startswith("I"):
-        return _array_to_rgb(np.asarray(image), name)
+        pixels = np.asarray(image)
+        # Pillow hands some 16-bit files out as 32-bit integers.
+        if pixels.min(initial=0) >= 0 and 255 < pixels.max(initial=0) <= 65535:
+            pixels = pixels.astype(np.uint16)
+        return _array_to_rgb(pixels, name)
     if image.mode == "F":
         raise DataError(f"{name}: an image of floats has no fixed range; store 8 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return _array_to_rgb(np.array(image.convert("RGB")), name)
 
 
 def _array_to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
@@ -117,13 +121,17 @@ def _array_to_rgb(pixels: np.ndarray, name: str) -> np.ndarray:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
         raise DataError(f"{name}: pixels must be [H, W, 3], got {pixels.shape}")
-    if pixels.dtype != np.uint8:
-        # Pillow hands some 16-bit files out as 32-bit integers.
-        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 65535:
-            raise DataError(
-                f"{name}: pixels must be uint8 or uint16, got {pixels.dtype}"
-            )
+    if 0 in pixels.shape:
+        raise DataError(f"{name}: the image is empty, its shape is {pixels.shape}")
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:  # either byte order
         pixels = (pixels >> 8).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        if pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+            raise DataError(
+                f"{name}: pixels must be uint8, uint16 or integers in 0..255, got "
+                f"{pixels.dtype} in {pixels.min()}..{pixels.max()}"
+            )
+        pixels = pixels.astype(np.uint8)
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels[..., :3]
 
 

@@ -14,7 +14,14 @@ from rpn_jax.batch import Batch
 from rpn_jax.data import transforms
 from rpn_jax.data.images import image_size, load_image
 from rpn_jax.data.plan import Plan
-from rpn_jax.data.records import DataError, OnBad, Record, Source, count_and_warn
+from rpn_jax.data.records import (
+    SKIP,
+    DataError,
+    OnBad,
+    Record,
+    Source,
+    count_and_warn,
+)
 from rpn_jax.data.transforms import Jitter, Resize
 
 
@@ -40,8 +47,9 @@ def make_dataset(
 
     Training: every epoch is a new permutation. All images of a batch share one bucket;
     the buckets' batches are mixed. What does not fill a batch at the end of an epoch
-    opens the next epoch's first one, so that no image is left out or seen more often
-    than another.
+    opens the next epoch's first one, so that no image is seen more than once more often
+    than another. With a finite number of `epochs`, what does not fill the last batch of
+    a bucket is not read.
 
     Evaluation (`train=False`): every record once and in order (bucket after bucket, if
     there are several), not flipped nor jittered; the last batch is filled up with empty
@@ -150,7 +158,9 @@ class Batches:
             )
         except DataError as error:
             if self.on_bad == "raise":
-                raise
+                raise DataError(
+                    f"{error}; mend it, or skip such records with {SKIP}"
+                ) from error
             count_and_warn(f"left out: {error}", 1)
             return self._empty(shape)
         if self.flip and rng.random() < self.flip:
@@ -195,20 +205,12 @@ def resize_record(
     Args:
         record: The record.
         resize: How.
-        rng: Draws among several `min_size`s; None takes the last.
+        rng: Draws among several `min_size`s; None takes `resize.eval_size`.
 
     Returns:
         Pixels [h, w, 3]; boxes [n, 4] float32 xyxy in them; scales (y, x).
     """
-    image = load_image(record)
-    sides = resize.min_sizes
-    side = sides[-1] if sides else None
-    if rng and len(sides) > 1:
-        side = sides[rng.integers(len(sides))]
-    shape, (sy, sx) = transforms.resize_shape(
-        image.shape[:2], min_size=side, max_size=resize.max_size, rule=resize.rule
-    )
-    image = transforms.resize_image(image, shape, rule=resize.rule, scales=(sy, sx))
+    image, (sy, sx) = transforms.resize_pixels(load_image(record), resize, rng)
     return image, record.boxes * np.array([sx, sy, sx, sy], np.float32), (sy, sx)
 
 

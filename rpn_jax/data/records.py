@@ -19,6 +19,8 @@ log = logging.getLogger("rpn_jax.data")
 TOLERANCE = 1.0
 
 OnBad = Literal["raise", "skip"]
+SKIP = "on_bad='skip' (--data.on-bad skip)"
+"""What errors name as the way around bad data."""
 
 
 class DataError(ValueError):
@@ -126,6 +128,24 @@ def count_moved(boxes: np.ndarray, before: np.ndarray) -> int:
     return int((np.abs(boxes - before) > 1e-2).any(axis=1).sum())
 
 
+AREA_TAKEN = "area missing or impossible, the box's taken"
+
+
+def mend_areas(areas: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Put the box's area where the annotated one is NaN, infinite or negative.
+
+    Args:
+        areas: [n] square pixels, NaN where there is none.
+        boxes: [n, 4] xyxy in pixels.
+
+    Returns:
+        Areas [n] float32 and the number of those that the box gave.
+    """
+    bad = ~(np.isfinite(areas) & (areas >= 0))
+    own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return np.where(bad, own, areas).astype(np.float32), int(bad.sum())
+
+
 def check_record(
     record: Record,
     num_classes: int,
@@ -137,7 +157,7 @@ def check_record(
 
     A box that sticks out of the image by at most `tolerance` pixels is clipped; one
     that sticks out further, is empty or not finite, or has an unknown category is a
-    fault.
+    fault. An area that is missing, not finite or negative becomes the box's.
 
     Args:
         record: The record; its `size` must be known.
@@ -164,11 +184,14 @@ def check_record(
     boxes = clip_boxes(record.boxes[good], size)
     if clipped := count_moved(boxes, record.boxes[good]):
         counts["box clipped to the image"] = clipped
+    areas, taken = mend_areas(record.areas[good], boxes)
+    if taken:
+        counts[AREA_TAKEN] = taken
     record = record._replace(
         boxes=boxes,
         labels=record.labels[good],
         ignore=record.ignore[good],
-        areas=record.areas[good],
+        areas=areas,
     )
     return record, counts
 
@@ -180,7 +203,7 @@ def describe_fault(record: Record, index: int, codes: np.ndarray) -> str:
     return (
         f"{record.name} (image id {record.image_id}{size}): box {index} "
         f"x1, y1, x2, y2 = {box} {FAULTS[codes[index]]}; "
-        'pass on_bad="skip" to leave such boxes out and count them'
+        f"mend it, or skip such boxes with {SKIP}"
     )
 
 
@@ -199,13 +222,13 @@ def count_and_warn(what: str, number: int) -> None:
     """Add to a running count of this process; log it when it gains a digit.
 
     For faults that are met one at a time while reading: the log shows them without
-    filling up.
+    filling up. An image that is read in every epoch counts in every epoch.
     """
     with _lock:
         before = _seen[what]
         _seen[what] = total = before + number
     if number and (before == 0 or len(str(total)) > len(str(before))):
-        log.warning("%s: %d so far", what, total)
+        log.warning("%s: %d so far, counted at each reading", what, total)
 
 
 def class_index(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:

@@ -49,9 +49,37 @@ class Resize:
         return self.min_size if isinstance(self.min_size, tuple) else (self.min_size,)
 
     @property
+    def eval_size(self) -> int | None:
+        """The shorter side in evaluation; None if only the longer side counts."""
+        return self.min_sizes[-1] if self.min_sizes else None
+
+    @property
     def dtype(self) -> type:
         """Pixel type of the result: Pillow rounds to uint8, the others do not."""
         return np.uint8 if self.rule == "pil_bilinear" else np.float32
+
+
+def resize_pixels(
+    image: np.ndarray, resize: Resize, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Resize pixels as `resize` says.
+
+    Args:
+        image: [H, W, 3] uint8.
+        resize: How.
+        rng: Draws among several `min_size`s; None takes `eval_size`.
+
+    Returns:
+        Pixels [h, w, 3] of `resize.dtype`; scales (y, x) of boxes.
+    """
+    side = resize.eval_size
+    if rng is not None and len(resize.min_sizes) > 1:
+        side = resize.min_sizes[rng.integers(len(resize.min_sizes))]
+    height, width = image.shape[:2]
+    shape, scales = resize_shape(
+        (height, width), min_size=side, max_size=resize.max_size, rule=resize.rule
+    )
+    return resize_image(image, shape, rule=resize.rule, scales=scales), scales
 
 
 def resize_shape(

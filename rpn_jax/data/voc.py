@@ -9,6 +9,7 @@ import numpy as np
 
 from rpn_jax.data.images import header_size
 from rpn_jax.data.records import (
+    SKIP,
     DataError,
     OnBad,
     Record,
@@ -57,9 +58,11 @@ class VocSource:
         for stem in _read_split(self.root, split):
             try:
                 parsed.append(_parse(self.root, stem))
-            except DataError:
+            except DataError as error:
                 if on_bad == "raise":
-                    raise
+                    raise DataError(
+                        f"{error}; mend it, or skip such records with {SKIP}"
+                    ) from error
                 counts["record with a missing or broken file"] += 1
         names = {name for *_, names in parsed for name in names}
         if classes is None:

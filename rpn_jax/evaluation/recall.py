@@ -229,8 +229,10 @@ def recall_metrics(
         area_names: names of its area ranges, "all" among them.
 
     Returns:
-        `AR@100` and so on over all objects, `AR@100_small` by size, and `R50@100`, the
-        recall at the first threshold over all objects (IoU 0.5 by default).
+        `AR@100` and so on over all objects, `AR@100_small` by size; likewise `R50@100`
+        and `R50@100_small`, the recall at the first threshold (IoU 0.5 by default).
+        Where fewer proposals an image were kept, say 300, `AR@1000` is the recall of
+        those 300.
 
     Example:
         >>> box, yes = jnp.array([[[0.0, 0.0, 10.0, 10.0]]]), jnp.array([[True]])
@@ -243,7 +245,5 @@ def recall_metrics(
         suffix = "" if name == "all" else f"_{name}"
         for k, most in enumerate(max_proposals):
             metrics[f"AR@{most}{suffix}"] = float(average[r, k])
-    everything = tuple(area_names).index("all")
-    for k, most in enumerate(max_proposals):
-        metrics[f"R50@{most}"] = float(recall[everything, k, 0])
+            metrics[f"R50@{most}{suffix}"] = float(recall[r, k, 0])
     return metrics

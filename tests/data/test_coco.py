@@ -58,6 +58,32 @@ def test_boxes_classes_crowds_and_areas(write, tmp_path):
         source[2]
 
 
+@pytest.mark.parametrize("area", [None, float("nan"), -3, "missing"])
+def test_an_area_that_makes_no_sense_is_the_box_s(write, tmp_path, area, caplog):
+    given = {} if area == "missing" else {"area": area}
+    boxes = {"bbox": [1, 2, 10, 20], **given}, {"bbox": [3, 4, 5, 6], "area": 29.5}
+    assert CocoSource(write(*boxes), tmp_path)[0].areas.tolist() == [200, 29.5]
+    assert "1 x area missing" in caplog.text
+
+
+def test_an_area_that_is_no_number_is_an_error(write, tmp_path):
+    with pytest.raises(DataError, match=r"boxes\.json: every area is a number"):
+        CocoSource(write({"bbox": [1, 2, 3, 4], "area": "big"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([{"id": 3}], "an entry lacks the field 'name'"),
+        ([{"name": "cat"}], "an entry lacks the field 'id'"),
+        ([{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}], "2 categories .* id 3"),
+    ],
+)
+def test_faulty_categories_are_named(write, tmp_path, categories, message):
+    with pytest.raises(DataError, match=f"boxes.json: {message}"):
+        CocoSource(write(categories=categories), tmp_path)
+
+
 def test_images_without_boxes_stay(write, tmp_path):
     source = CocoSource(write(), tmp_path)
     assert [source[i].boxes.shape for i in range(2)] == [(0, 4)] * 2
@@ -66,6 +92,10 @@ def test_images_without_boxes_stay(write, tmp_path):
 def test_sizes_are_read_from_the_files_where_the_json_has_none(write, tmp_path):
     path = write(images=[{"id": 1, "file_name": "a.png"}], annotations=[])
     assert CocoSource(path, tmp_path)[0].size == (80, 100)
+    (tmp_path / "a.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"a\.png: .*broken.*--data\.on-bad skip"):
+        CocoSource(path, tmp_path)
+    assert len(CocoSource(path, tmp_path, on_bad="skip")) == 0
 
 
 @pytest.mark.parametrize(
@@ -109,7 +139,10 @@ def test_a_missing_field_is_named(write, tmp_path, field):
 
 def test_coco_s_own_overshoot_is_clipped_and_counted_once(write, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        path = write({"bbox": [-0.5, 0, 10, 10]}, {"bbox": [50, 40, 50.4, 40.2]})
+        path = write(
+            {"bbox": [-0.5, 0, 10, 10], "area": 90},
+            {"bbox": [50, 40, 50.4, 40.2], "area": 90},
+        )
         source = CocoSource(path, tmp_path)
     assert source[0].boxes.tolist() == [[0, 0, 9.5, 10], [50, 40, 100, 80]]
     assert [r.getMessage() for r in caplog.records] == [
@@ -140,11 +173,12 @@ def test_what_is_no_coco_json_is_named(tmp_path):
     for content, message in (
         (None, "no such annotation file"),
         ("{", "not a json file"),
+        (b'{"images": "\xe9\xff"}', "not a json file"),
         ('{"images": []}', "annotations, categories"),
         ("[]", "annotations, categories, images"),
     ):
         if content is not None:
-            path.write_text(content)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
         with pytest.raises(DataError, match=message):
             CocoSource(path, tmp_path)
 

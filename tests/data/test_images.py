@@ -67,6 +67,19 @@ def test_sixteen_bits_keep_the_high_byte(colours):
     np.testing.assert_array_equal(decode_image(grey), expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int64, np.uint32])
+def test_integers_of_any_width_may_hold_8_bits(colours, dtype):
+    np.testing.assert_array_equal(decode_image(colours.astype(dtype)), colours)
+
+
+def test_32_bit_files_hold_8_bits_or_16(colours):
+    grey = np.stack([colours[..., 0]] * 3, axis=-1)
+    for factor in (1, 256):
+        image = Image.fromarray(colours[..., 0].astype(np.int32) * factor)
+        assert image.mode == "I"
+        np.testing.assert_array_equal(decode_image(image), grey)
+
+
 def test_cmyk_jpeg_has_the_colours_of_its_rgb_twin():
     flat = np.full((16, 16, 3), [200, 60, 30], np.uint8)
     cmyk = Image.fromarray(flat).convert("CMYK")
@@ -126,7 +139,23 @@ def test_a_missing_file_is_named():
 
 
 @pytest.mark.parametrize(
-    "pixels", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8)]
+    "image",
+    [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 0)), Image.new("I", (0, 5))],
+)
+def test_an_empty_image_is_an_error(image):
+    with pytest.raises(DataError, match=r"photo\.jpg: the image is empty"):
+        decode_image(image, name="photo.jpg")
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), bool),
+        np.zeros((4, 4, 2), np.uint8),
+        np.full((4, 4, 3), 256),
+        np.full((4, 4, 3), -1),
+    ],
 )
 def test_pixels_of_another_kind_are_refused(pixels):
     with pytest.raises(DataError, match=r"photo\.jpg: pixels must be"):

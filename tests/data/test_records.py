@@ -42,7 +42,7 @@ def test_no_boxes_are_fine():
 def test_a_bad_box_is_named_with_its_file_and_record(fault):
     with pytest.raises(DataError) as error:
         check_record(record([GOOD, BAD[fault]]), 1)
-    for part in (fault, "cat.jpg", "image id 7", "box 1", 'on_bad="skip"'):
+    for part in (fault, "cat.jpg", "image id 7", "box 1", "(--data.on-bad skip)"):
         assert part in str(error.value)
 
 
@@ -65,6 +65,14 @@ def test_a_box_that_sticks_out_a_little_is_clipped_and_counted():
     checked, counts = check_record(record([[-1, 20, 101, 60]]), 1)
     assert checked.boxes.tolist() == [[0, 20, 100, 60]]
     assert counts == {"box clipped to the image": 1}
+
+
+def test_an_impossible_area_becomes_the_box_s_and_is_counted():
+    given = record([GOOD] * 5)
+    areas = np.array([np.nan, -1, np.inf, 0, 7], np.float32)
+    checked, counts = check_record(given._replace(areas=areas), 1)
+    assert checked.areas.tolist() == [800, 800, 800, 0, 7]
+    assert list(counts.values()) == [3] and "area" in next(iter(counts))
 
 
 def test_a_box_that_lies_in_the_margin_outside_is_a_fault():

@@ -11,6 +11,7 @@ from rpn_jax.data.transforms import (
     pad_image,
     pad_rows,
     resize_image,
+    resize_pixels,
     resize_shape,
     smallest_bucket,
 )
@@ -152,3 +153,12 @@ def test_too_many_boxes_keep_large_objects_and_are_counted(caplog):
 def test_an_unknown_rule_names_the_known_ones():
     with pytest.raises(ValueError, match="torch_bilinear"):
         Resize(rule="nearest")  # pyright: ignore[reportArgumentType]
+
+
+def test_evaluation_takes_the_last_of_several_sizes_training_draws():
+    image, resize = np.zeros((40, 60, 3), np.uint8), Resize(min_size=(32, 48, 16))
+    assert resize.eval_size == 16 and Resize().eval_size is None
+    assert resize_pixels(image, resize)[0].shape == (16, 24, 3)
+    rng = np.random.default_rng(0)
+    drawn = {resize_pixels(image, resize, rng)[0].shape[0] for _ in range(30)}
+    assert drawn == {16, 32, 48}

@@ -331,6 +331,14 @@ def test_equals_pycocotools_on_results_of_other_systems(
             )
 
 
+def test_figures_have_recall_at_half_by_size():
+    box = np.array([[[0, 0, 10, 10], [0, 0, 50, 50]]], np.float32)
+    found, yes = box * [[[1.0], [0.6]]], np.ones((1, 2), bool)
+    metrics = recall_metrics(average_recall(found, yes, box, yes))
+    sizes = ("", "_small", "_medium", "_large")
+    assert [metrics[f"R50@10{size}"] for size in sizes] == [0.5, 1, 0, -1]
+
+
 # --- invariances -------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from experiments.config import (
@@ -13,8 +15,10 @@ from experiments.config import (
     data_root,
     load_config,
     parse_config,
+    refuse_many_processes,
     same_run,
 )
+from rpn_jax.ops.matching import match_anchors
 from rpn_jax.rpn import RPNConfig, rpn
 from rpn_jax.training.config import config_from_json, config_to_json
 
@@ -86,11 +90,35 @@ def test_data_lies_where_the_option_says_then_the_environment(monkeypatch):
     assert data_root(here) == Path("here")
 
 
-def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
+def test_difficult_regions_can_be_background_as_in_the_peer():
+    peer = ["--model.convention.targets.ignore-threshold", "inf"]
+    for options, label in ([], -1), (peer, 0):
+        targets = parse_config(["voc", *options]).model.convention.targets
+        box, yes = np.array([[0, 0, 9, 9]], np.float32), np.array([True])
+        matches = match_anchors(
+            box, box, yes, gt_ignore=yes, ignore_threshold=targets.ignore_threshold
+        )
+        assert matches.labels.tolist() == [label]
+
+
+def test_one_process_for_now(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="2 processes were started"):
+        refuse_many_processes()
+
+
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path, capsys):
     config = load_config("shapes")
-    same_run(tmp_path, config)
-    elsewhere = dataclasses.replace(config.data, root=Path("moved"))
+    same_run(tmp_path, dataclasses.replace(config, batch=99))
+    same_run(tmp_path, config)  # nothing was saved: nothing is resumed
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    elsewhere = dataclasses.replace(
+        config.data, root=Path("moved"), threads=9, on_bad="skip"
+    )
+    same_run(tmp_path, dataclasses.replace(config, data=elsewhere))
+    assert not capsys.readouterr().out
     same_run(tmp_path, dataclasses.replace(config, steps=9, data=elsewhere))
+    assert "--steps is 9, was 1500: the learning rate" in capsys.readouterr().out
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
     with pytest.raises(UsageError, match="with another lr, model; name another"):
         model = dataclasses.replace(config.model, head_channels=3)

@@ -1,17 +1,22 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import evaluate, propose, train
+from experiments import evaluate, overhead, propose, train
 from experiments.config import UsageError, exit_with, parse_config
+from rpn_jax.data import ShapesSource, export_coco
 from rpn_jax.predict import load_model
 from rpn_jax.pretrained import load_params_npz
 from rpn_jax.training.mesh import data_mesh
@@ -24,6 +29,14 @@ TINY = (
     "--model.convention.proposals.test-pre-nms 50 "
     "--model.convention.proposals.test-post-nms 20 --save-every 2 --eval.batch 2 "
     "--optimizer.ema 0.9"
+).split()
+
+# What turns another config into one of that kind.
+SMALL = (
+    "--steps 2 --batch 2 --model.backbone small_resnet --model.head-channels 8 "
+    "--data.resize.max-size 64 --data.max-boxes 20 --eval.batch 2 "
+    "--model.convention.proposals.test-pre-nms 50 "
+    "--model.convention.proposals.test-post-nms 20"
 ).split()
 
 
@@ -86,6 +99,15 @@ def test_a_finished_run_started_again_prints_its_figures(finished, capsys):
     assert f"\nR50@300 {before['R50@300']:.4f}" in out
     for name in ("proposals.png", "weights.npz", "checkpoints/6"):
         assert str(finished / name) in out
+    # Callers read the last lines: nothing but the table and its notes.
+    last = out[out.index("checkpoints/6") :].splitlines()[1:]
+    assert last[0].split() == ["all", "small", "medium", "large"]
+    assert [line.split()[0] for line in last[1:7]] == [
+        *(f"AR@{k}" for k in (1, 10, 100, 300, 1000)),
+        "R50@300",
+    ]
+    assert len(last[6].split()) == 5
+    assert last[7:] == ["at most 20 proposals an image are kept"]
 
 
 def test_a_run_stopped_by_sigterm_goes_on_to_the_same_end(
@@ -106,6 +128,95 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_end(
     assert run(tmp_path) == 0
     assert_same(finished, tmp_path)
     assert losses(tmp_path) == losses(finished)
+
+
+def test_a_second_ctrl_c_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), train.Terminated() as terminated:
+        assert not terminated
+        signal.raise_signal(signal.SIGINT)
+        assert terminated
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Six exported scenes; the options to train and evaluate on them."""
+    folder = tmp_path_factory.mktemp("scenes")
+    file = export_coco(ShapesSource(6, seed=0, size=64), folder)
+    return (
+        f"--data.train {file} --data.val {file} --data.images {folder}/images".split()
+    )
+
+
+def test_coco_json_trains_and_ends_with_its_figures(scenes, tmp_path, capsys):
+    assert train.main(["coco_json", *scenes, *SMALL, "--workdir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()[-8:]
+    assert any(re.match(r"^AR@100 \d\.\d{4}", line) for line in lines)
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in rows]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(isinstance(row["loss"], float) for row in rows)
+
+
+def test_a_truncated_image_can_be_skipped_and_its_objects_are_missed(
+    scenes, tmp_path, capsys
+):
+    old = Path(scenes[1])
+    shutil.copytree(old.parent / "images", tmp_path / "images")
+    shutil.copy(old, tmp_path / "all.json")
+    data = json.loads(old.read_text())
+    broken = data["images"][1]
+    image = tmp_path / "images" / broken["file_name"]
+    Image.open(image).convert("RGB").save(image.with_suffix(".jpg"))
+    broken["file_name"] = image.with_suffix(".jpg").name
+    content = image.with_suffix(".jpg").read_bytes()
+    image.with_suffix(".jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "all.json").write_text(json.dumps(data))
+    options = ["--data.images", str(tmp_path / "images")]
+    for split in ("train", "val"):
+        options += [f"--data.{split}", str(tmp_path / "all.json")]
+    workdir = tmp_path / "run"
+    command = ["coco_json", *options, *SMALL, "--workdir", str(workdir)]
+    assert train.main([*command, "--data.on-bad", "skip"]) == 0
+    assert "cannot be read: 1; their objects" in capsys.readouterr().out
+
+    weights = str(workdir / "weights.npz")
+    out = ["--out", str(tmp_path / "out"), "--eval.batch", "2"]
+
+    def measure(*arguments):
+        assert evaluate.main([weights, *arguments, *out]) == 0
+        return json.loads((tmp_path / "out" / "recall.json").read_text())["figures"]
+
+    skipped = measure()
+    assert "cannot be read: 1; their objects" in capsys.readouterr().out
+    number = len(data["annotations"])
+    lost = sum(a["image_id"] == broken["id"] for a in data["annotations"])
+    data["images"].remove(broken)
+    data["annotations"] = [
+        a for a in data["annotations"] if a["image_id"] != broken["id"]
+    ]
+    (tmp_path / "all.json").write_text(json.dumps(data))
+    without = measure()
+    assert 0 < lost < number and without["R50@300"] > 0
+    assert skipped["R50@300"] * number == pytest.approx(
+        without["R50@300"] * (number - lost)
+    )
+
+
+def test_images_of_one_id_are_refused(tmp_path):
+    class Twice(ShapesSource):
+        def __getitem__(self, index):
+            return super().__getitem__(index)._replace(image_id=7)
+
+    with pytest.raises(UsageError, match="two images to evaluate on have the id 7"):
+        evaluate.load_objects(Twice(2, seed=0, size=64))
+
+
+def test_overhead_is_measured(capsys):
+    assert overhead.main(TINY) == 0
+    assert "median of 6: loop" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -131,16 +242,21 @@ def test_the_best_checkpoint_is_what_the_run_gives(tmp_path, capsys):
     ours = jax.tree.leaves(load_model(tmp_path).params)
     for x, y in zip(ours, params(tmp_path), strict=True):
         np.testing.assert_array_equal(x, y)
-    capsys.readouterr()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["step"] == best
+    assert results["AR@100"] == pytest.approx(scores[best], abs=1e-6)
+    out = capsys.readouterr().out
+    assert f"checkpoints/{best}\n" in out and f"AR@100 {scores[best]:.4f}" in out
     assert evaluate.main([str(tmp_path)]) == 0
     assert f"AR@100 {scores[best]:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_weights_of_a_run_start_another_one(finished, tmp_path):
+def test_weights_of_a_run_start_another_one(finished, tmp_path, capsys):
     weights = ["--weights", str(finished / "weights.npz")]
     # No step is taken: the trunk is the given one, the rest is fresh.
     assert run(tmp_path, "--steps", "0", *weights) == 0
+    assert "checkpoint " not in capsys.readouterr().out
     given, _ = load_params_npz(finished / "weights.npz")
     taken, _ = load_params_npz(tmp_path / "weights.npz")
     given, taken = given["params"], taken["params"]
@@ -212,6 +328,11 @@ def test_evaluate_measures_the_same_as_training_did(finished, capsys):
     assert values["figures"] == {k: v for k, v in trained.items() if k != "step"}
 
 
+def test_evaluate_wants_a_model_before_the_options():
+    with pytest.raises(UsageError, match="a model is wanted before the options"):
+        evaluate.main(["--out", "somewhere"])
+
+
 def test_evaluate_says_what_is_no_model(tmp_path):
     for path, message in [
         (tmp_path / "no", "cannot take .*no for a model"),
@@ -222,8 +343,6 @@ def test_evaluate_says_what_is_no_model(tmp_path):
 
 
 def test_propose_writes_boxes_and_a_picture(finished, tmp_path, capsys):
-    from PIL import Image
-
     images = tmp_path / "images"
     images.mkdir()
     for name, size in [("a.png", (90, 50)), ("b.jpg", (40, 120))]:
@@ -242,6 +361,18 @@ def test_propose_writes_boxes_and_a_picture(finished, tmp_path, capsys):
     assert 0 < len(boxes) == len(scores) <= 7
     assert scores == sorted(scores, reverse=True)
     assert boxes.min() >= 0 and (boxes.max(axis=0) <= [40, 120, 40, 120]).all()
+
+
+def test_propose_names_a_broken_image_and_goes_on(finished, tmp_path, capsys):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (60, 60)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"broken")
+    out = ["--out", str(tmp_path / "out"), "--draw", "0"]
+    assert propose.main([str(finished), str(tmp_path), *out]) == 1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.json", "c.json"}
+    first, last = capsys.readouterr().err.splitlines()
+    assert re.match(r"2/3  .*b\.png: the image cannot be read", first)
+    assert last == "1 of 3 images could not be read"
 
 
 def test_propose_says_what_is_missing(finished, tmp_path):

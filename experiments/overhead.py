@@ -1,6 +1,6 @@
 """Measure what the training loop costs beyond its compiled step.
 
-usage: python -m experiments.benchmark CONFIG [--steps 100] [--field value ...]
+usage: python -m experiments.overhead CONFIG [--steps 100] [--field value ...]
 
 Runs so many steps of the loop, images read anew for each, between two halves of as many
 steps of the compiled step alone, on one batch that lies on the device. Prints the
