@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+ResizeRule = Literal["torch_bilinear", "pil_bilinear", "cv2_bilinear"]
+
 
 class Checked:
     """A dataclass that refuses values outside its `Literal` fields."""
@@ -159,7 +161,7 @@ class ImageConvention(Checked):
     min_size: int = 800
     max_size: int = 1333
     pad_to: int = 32
-    resize: Literal["torch_bilinear", "pil_bilinear", "cv2_bilinear"] = "torch_bilinear"
+    resize: ResizeRule = "torch_bilinear"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

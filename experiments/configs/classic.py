@@ -24,7 +24,7 @@ CONFIG = TrainConfig(
     lr=0.001,
     data=dataclasses.replace(
         VOC.data,
-        resize=Resize(min_size=600, max_size=1000, rule="cv2_bilinear"),
+        resize=Resize.of(PY_FASTER_RCNN.image),
         # Most photographs are 4:3 or 3:2, upright or not.
         buckets=((608, 800), (800, 608), (608, 1008), (1008, 608)),
     ),

@@ -6,14 +6,13 @@ that draw take `rng` first.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
+from rpn_jax.conventions import ImageConvention, ResizeRule
 from rpn_jax.data.records import DataError, count_and_warn
-
-ResizeRule = Literal["pil_bilinear", "torch_bilinear", "cv2_bilinear"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,15 @@ class Resize:
             raise ValueError(f"rule must be one of {get_args(ResizeRule)}: {self.rule}")
         if not all(s > 0 for s in (*self.min_sizes, self.max_size)):
             raise ValueError(f"sizes must be positive: {self}")
+
+    @classmethod
+    def of(cls, convention: ImageConvention) -> "Resize":
+        """Resize as a peer does."""
+        return cls(
+            min_size=convention.min_size,
+            max_size=convention.max_size,
+            rule=convention.resize,
+        )
 
     @property
     def min_sizes(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from rpn_jax.conventions import PY_FASTER_RCNN
 from rpn_jax.data import DataError, Jitter, Resize
 from rpn_jax.data.transforms import (
     flip_horizontal,
@@ -162,3 +163,8 @@ def test_evaluation_takes_the_last_of_several_sizes_training_draws():
     rng = np.random.default_rng(0)
     drawn = {resize_pixels(image, resize, rng)[0].shape[0] for _ in range(30)}
     assert drawn == {16, 32, 48}
+
+
+def test_a_peers_rule_comes_from_its_convention():
+    resize = Resize.of(PY_FASTER_RCNN.image)
+    assert resize == Resize(min_size=600, max_size=1000, rule="cv2_bilinear")
