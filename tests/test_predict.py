@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rpn_jax import box_iou
 from rpn_jax.conventions import TORCHVISION
-from rpn_jax.data import Resize
-from rpn_jax.predict import Model, Predictor, load_model
+from rpn_jax.data import Resize, ShapesSource
+from rpn_jax.predict import DEMO, Model, Predictor, load_model
 from rpn_jax.pretrained import save_params_npz
 from rpn_jax.rpn import RPNConfig, rpn
 from rpn_jax.training.config import config_to_json
@@ -114,3 +115,14 @@ def test_what_is_not_there_is_named(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
         load_model(tmp_path)
+
+
+def test_the_packaged_weights_are_small_and_find_what_they_were_trained_on():
+    assert DEMO.stat().st_size < 1.5e6
+    predict, found, objects = Predictor(), 0, 0
+    for record in (ShapesSource(8, seed=1)[i] for i in range(8)):
+        boxes = predict(record.image).boxes[:300]
+        overlap = np.asarray(box_iou(record.boxes, boxes))
+        found += int((overlap.max(axis=1) >= 0.5).sum())
+        objects += len(record.boxes)
+    assert found / objects > 0.85
