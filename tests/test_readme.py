@@ -29,7 +29,8 @@ def test_its_eight_lines_draw_proposals_on_a_picture(tmp_path, monkeypatch):
     names: dict = {}
     exec(code, names)
     assert len(names["boxes"]) >= 10
-    assert Image.open("proposals.png").size[0] > 100
+    with Image.open("proposals.png") as picture:
+        assert picture.size[0] > 100
 
 
 def test_its_commands_name_scripts_configs_and_targets_that_exist():
