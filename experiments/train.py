@@ -253,7 +253,7 @@ class Terminated:
     def _ask(self, number: int, _):
         self._asked = True
         if number == signal.SIGINT:  # a second one interrupts at once
-            signal.signal(number, self._before[signal.SIGINT])
+            signal.signal(number, signal.default_int_handler)
 
 
 if __name__ == "__main__":

