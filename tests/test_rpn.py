@@ -212,6 +212,16 @@ def test_a_batch_without_objects_has_no_box_loss_and_finite_gradients():
         assert np.isnan(metrics["objects_missed"])  # of no objects
 
 
+def test_one_compilation_a_bucket_in_training_and_in_inference():
+    model, params = made()
+    loss, propose = jax.jit(model.loss), jax.jit(model.propose)
+    for seed, side in enumerate((32, 48, 32, 48)):
+        batch = batch_of(seed=seed, side=side)
+        loss(jax.random.key(seed), params, batch)
+        propose(params, batch.images, batch.image_sizes - seed)
+    assert loss._cache_size() == propose._cache_size() == 2
+
+
 def test_an_image_that_only_fills_the_batch_teaches_nothing():
     batch, params = batch_of(), made()[1]
     filled = batch._replace(image_ids=np.array([0, -1], np.int32))
