@@ -78,7 +78,7 @@ class Predictor:
 
         Args:
             image: a path, a PIL image, or an array `[H, W]`, `[H, W, 3]` or
-                `[H, W, 4]`; of a photograph's EXIF rotation account is taken.
+                `[H, W, 4]`. A photograph is turned upright by its EXIF tag.
 
         Returns:
             Boxes in pixels of the (upright) image, best first; none of them padding.
