@@ -23,8 +23,10 @@ from rpn_jax.ops.losses import (
     softmax_objectness_loss,
 )
 from rpn_jax.ops.matching import Matches, match_anchors
+from rpn_jax.ops.multiclass_nms import MulticlassNMSResult, multiclass_nms
 from rpn_jax.ops.nms import NMSResult, nms
 from rpn_jax.ops.sampling import sample_balanced
+from rpn_jax.ops.soft_nms import SoftNMSResult, soft_nms
 from rpn_jax.ops.topk import TopK, top_k
 from rpn_jax.proposals import Proposals, generate_proposals
 from rpn_jax.targets import AnchorTargets, anchor_targets
@@ -34,9 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AnchorTargets",
     "Matches",
+    "MulticlassNMSResult",
     "NMSResult",
     "Proposals",
     "RPNLosses",
+    "SoftNMSResult",
     "TopK",
     "anchor_targets",
     "box_area",
@@ -56,12 +60,14 @@ __all__ = [
     "giou_loss",
     "grid_anchors",
     "match_anchors",
+    "multiclass_nms",
     "nms",
     "pyramid_anchors",
     "rpn_losses",
     "sample_balanced",
     "sigmoid_objectness_loss",
     "smooth_l1_loss",
+    "soft_nms",
     "softmax_objectness_loss",
     "top_k",
 ]

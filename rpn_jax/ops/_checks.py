@@ -36,6 +36,16 @@ def as_mask(x: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array
     return check_shape(x, shape, name)
 
 
+def as_groups(x: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array:
+    """Check integers that name groups; None stands for one group."""
+    if x is None:
+        return jnp.zeros(shape, jnp.int32)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers, got dtype {x.dtype}")
+    return check_shape(x, shape, name)
+
+
 def check_shape(x: jax.Array, shape: tuple[int, ...], name: str) -> jax.Array:
     """Check an exact shape."""
     if x.shape != shape:

@@ -98,6 +98,18 @@ CASES = {
     ),
     "match_anchors": Case(rj.match_anchors, (BOXES, TRUTH, random_masks(8, M))),
     "match_anchors, shared": Case(match_shared, (TRUTH, random_masks(8, M))),
+    "multiclass_nms": Case(
+        lambda boxes, scores, valid: rj.multiclass_nms(
+            boxes, scores, iou_threshold=0.3, max_outputs=10, valid=valid
+        ),
+        (BOXES, random_scores(23, N, 3), random_masks(24, N)),
+    ),
+    "multiclass_nms, cut": Case(
+        partial(
+            rj.multiclass_nms, iou_threshold=0.3, max_outputs=10, max_candidates=30
+        ),
+        (BOXES[:, :, None] + np.zeros((3, 1), np.float32), random_scores(25, N, 3)),
+    ),
     "nms": Case(
         lambda boxes, scores, valid: rj.nms(
             boxes, scores, iou_threshold=0.3, max_outputs=10, valid=valid
@@ -120,6 +132,16 @@ CASES = {
     ),
     "smooth_l1_loss": Case(
         rj.smooth_l1_loss, (random_scores(18, N), random_scores(19, N))
+    ),
+    "soft_nms": Case(
+        lambda boxes, scores, valid: rj.soft_nms(
+            boxes, scores, max_outputs=10, valid=valid
+        ),
+        (BOXES, random_scores(26, N) ** 2, random_masks(27, N)),
+    ),
+    "soft_nms, gaussian": Case(
+        partial(rj.soft_nms, max_outputs=30, method="gaussian"),
+        (BOXES, random_scores(28, N) ** 2),
     ),
     "softmax_objectness_loss": Case(
         rj.softmax_objectness_loss, (random_scores(20, N, 2), random_labels(21, N))
