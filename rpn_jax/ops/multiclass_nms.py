@@ -86,8 +86,12 @@ def multiclass_nms(
         )
     if max_candidates is not None and max_candidates < 1:
         raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
+    valid = as_mask(valid, (count,), "valid")
+    if not scores.size:
+        none = jnp.full(max_outputs, -1, jnp.int32)
+        return MulticlassNMSResult(none, none, none >= 0)
     boxes = boxes.reshape(count, -1, 4)  # [N, 1 or C, 4]
-    valid = as_mask(valid, (count,), "valid")[:, None] & jnp.isfinite(boxes).all(-1)
+    valid = valid[:, None] & jnp.isfinite(boxes).all(axis=-1)
     valid = (valid & (scores > score_threshold)).reshape(-1)
 
     # A pair is a place in the flattened scores; derived from `valid`, so that it is
