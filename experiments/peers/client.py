@@ -52,7 +52,7 @@ class Worker:
             reply = self._reply()
         except OSError as error:
             self._process, reply = None, {"absent": str(error)}
-        self.about = reply.get("about", {})
+        self.about: dict[str, str] = reply.get("about", {})
         self.absent = reply.get("absent") or reply.get("error")
 
     def ask(self, **request):
