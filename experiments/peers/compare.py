@@ -33,17 +33,17 @@ def compare(
 ) -> Verdict:
     """Compare named arrays with the reference's.
 
-    `indices` [B, K], padded with -1, must name the same in the same order; what is
-    missing or too much counts, else what is out of place. `rows` [B, K, 5], box and
-    score of each proposal, must each have a partner; their order is left out, because
-    scores that are equal but for their last bit change places. Other integers must be
-    equal, other numbers within `TOLERANCE`.
+    `kept` and `chosen` [B, K] are indices, padded with -1, and must be the same in the
+    same order; what is missing or too much counts, else what is out of place. `rows`
+    [B, K, 5], box and score of each proposal, must each have a partner; their order is
+    left out, because scores that are equal but for their last bit change places. Other
+    integers must be equal, other numbers within `TOLERANCE`.
     """
     for name, wanted in reference.items():
         given = np.asarray(result[name])
-        if name == "indices":
+        if name in ("kept", "chosen"):
             verdicts = [_indices(*x) for x in zip(given, wanted, strict=True)]
-            wrong, of, what = sum(verdicts), int((wanted >= 0).sum()), "kept"
+            wrong, of, what = sum(verdicts), int((wanted >= 0).sum()), name
         elif name == "rows":
             verdicts = [_rows(*x) for x in zip(given, wanted, strict=True)]
             of, what = int((wanted != 0).any(-1).sum()), "proposals"

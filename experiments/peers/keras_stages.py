@@ -41,7 +41,7 @@ def prepare_nms(arrays, options):
 
     def collect(result):
         indices, count = map(np.asarray, result)
-        return {"indices": np.where(np.arange(most) < count[:, None], indices, -1)}
+        return {"kept": np.where(np.arange(most) < count[:, None], indices, -1)}
 
     start = time.perf_counter()
     program = suppress.lower(*args).compile()

@@ -7,8 +7,6 @@ this way.
 import numpy as np
 from inputs import encode, iou
 
-GREEDY_BOXES = 1e-3  # least side of a proposal
-
 
 def about():
     """Tell what runs here."""
@@ -49,7 +47,7 @@ def prepare_nms(arrays, options):
             for i in range(len(boxes))
         ]
 
-    return run, lambda kept: {"indices": pad(kept, most, -1)}, {}
+    return run, lambda kept: {"kept": pad(kept, most, -1)}, {}
 
 
 def pad(rows, most, value):
@@ -68,7 +66,7 @@ def prepare_topk(arrays, options):
     def run():
         return np.argsort(-scores, kind="stable")[:k]
 
-    return run, lambda best: {"indices": best[None], "values": scores[best]}, {}
+    return run, lambda best: {"chosen": best[None], "values": scores[best]}, {}
 
 
 def match(anchors, boxes):

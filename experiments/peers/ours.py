@@ -72,9 +72,9 @@ def prepare_nms(arrays, options):
     if len(args[0]) == 1:  # one image is not a batch of one
         args = [x[0] for x in args]
         run, facts = compiled(one, *args)
-        return run, lambda kept: {"indices": np.asarray(kept)[None]}, facts
+        return run, lambda kept: {"kept": np.asarray(kept)[None]}, facts
     run, facts = compiled(jax.vmap(one), *args)
-    return run, lambda kept: {"indices": np.asarray(kept)}, facts
+    return run, lambda kept: {"kept": np.asarray(kept)}, facts
 
 
 def prepare_topk(arrays, options):
@@ -85,7 +85,7 @@ def prepare_topk(arrays, options):
         return found.indices[None], found.values
 
     run, facts = compiled(best, arrays["scores"])
-    return run, named("indices", "values"), facts
+    return run, named("chosen", "values"), facts
 
 
 def prepare_match(arrays, options):

@@ -90,7 +90,7 @@ def prepare_nms(arrays, options):
         return [suppress(*image, threshold)[:most] for image in zip(*args, strict=True)]
 
     def collect(kept):
-        return {"indices": pad([cpu(x) for x in kept], most, -1)}
+        return {"kept": pad([cpu(x) for x in kept], most, -1)}
 
     return job(images, args, collect)
 
@@ -102,7 +102,7 @@ def prepare_topk(arrays, options):
         return scores.topk(options["k"])
 
     def collect(found):
-        return {"indices": cpu(found.indices)[None], "values": cpu(found.values)}
+        return {"chosen": cpu(found.indices)[None], "values": cpu(found.values)}
 
     return job(best, tensors(arrays["scores"]), collect)
 

@@ -10,11 +10,11 @@ from experiments.peers.cases import all_cases
 from experiments.peers.compare import compare
 from experiments.peers.report import draw, line, markdown, summary
 
-KEPT = {"indices": np.array([[4, 2, 7, -1], [3, 1, -1, -1]])}
+KEPT = {"kept": np.array([[4, 2, 7, -1], [3, 1, -1, -1]])}
 
 
 def kept(*rows):
-    return {"indices": np.array(rows)}
+    return {"kept": np.array(rows)}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_quick_run_writes_all_and_names_who_is_absent(tmp_path, capsys):
     arguments = ["--quick", "--only", only, "--out", str(tmp_path), *peers]
     assert benchmark.main(arguments) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())
-    assert len(report["rows"]) == 8
+    assert len(report["rows"]) == 9
     for row in report["rows"]:
         ours = row["results"]["rpn_jax"]
         assert ours["check"] == "equal" and len(ours["samples"]) == 2
