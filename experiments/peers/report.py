@@ -63,10 +63,10 @@ def markdown(report):
             quotient = ratio(row, name)
             cells += [_median(row, name), "" if quotient is None else f"{quotient:.3g}"]
         lines.append(_row(cells))
-    notes = {row["note"]: [] for row in report["rows"] if row["note"]}
+    notes = {}
     for row in report["rows"]:
         if row["note"]:
-            notes[row["note"]].append(row["case"])
+            notes.setdefault(row["note"], []).append(row["case"])
     lines += [""] + [f"* {', '.join(c)}: {note}." for note, c in notes.items()]
     lines += ["", "## In full", ""]
     lines += [
@@ -151,23 +151,29 @@ def draw(report, file: Path):
     height = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.6 * height), layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False).ravel()
-    for name_of_axes in grid[len(panels) :]:
-        name_of_axes.set_axis_off()
-    names = list(report["participants"])
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    curves = {}
     for axes, (title, rows) in zip(grid, panels.items(), strict=False):
-        for i, name in enumerate(names):
+        rows = sorted(rows, key=lambda row: row["x"][1])
+        for i, name in enumerate(report["participants"]):
             points = [
                 (row["x"][1], 1e3 * row["results"][name]["median"])
-                for row in sorted(rows, key=lambda row: row["x"][1])
+                for row in rows
                 if "median" in row["results"].get(name, {})
             ]
             if points:
                 style = "o-" if name == OURS else "s--"
-                axes.loglog(
-                    *zip(*points, strict=True), style, color=f"C{i}", label=name
+                (curves[name],) = axes.loglog(
+                    *zip(*points, strict=True), style, color=f"C{i}"
                 )
         what, _, unit = title.partition(": ")
         axes.set(title=what, xlabel=unit, ylabel="ms")
+        ticks = [row["x"][1] for row in rows]
+        axes.set_xticks(ticks, [f"{n:,}" for n in ticks], rotation=30)
+        axes.set_xticks([], minor=True)
         axes.grid(True, which="major", alpha=0.3)
-    grid[0].legend()
+    figure.legend(
+        curves.values(), curves, loc="outside upper center", ncols=len(curves)
+    )
     figure.savefig(file, dpi=110)
