@@ -1,0 +1,197 @@
+"""The stages in plain NumPy: what every result is compared with.
+
+Written for plainness. Its time is of interest for NMS alone, which people do write in
+this way.
+"""
+
+import numpy as np
+from inputs import encode, iou
+
+
+def about():
+    """Tell what runs here."""
+    return {"numpy": np.__version__}
+
+
+def greedy(boxes, scores, threshold, most, groups=None):
+    """Take the best box, drop what it suppresses, repeat; returns indices kept."""
+    order, kept = np.argsort(-scores, kind="stable"), []
+    left, group = boxes[order], None if groups is None else groups[order]
+    while len(order) and len(kept) < most:
+        kept.append(order[0])
+        stays = ~(iou(left[0], left) > np.float32(threshold))
+        if group is not None:
+            stays |= group != group[0]
+            stays[0] = False
+            group = group[stays]
+        else:
+            stays[0] = False
+        order, left = order[stays], left[stays]
+    return np.array(kept, np.int64)
+
+
+def prepare_nms(arrays, options):
+    """Greedy NMS, image by image."""
+    boxes, scores, groups = arrays["boxes"], arrays["scores"], arrays.get("groups")
+    threshold, most = options["threshold"], options["most"]
+
+    def run():
+        return [
+            greedy(
+                boxes[i],
+                scores[i],
+                threshold,
+                most,
+                None if groups is None else groups[i],
+            )
+            for i in range(len(boxes))
+        ]
+
+    return run, lambda kept: {"kept": pad(kept, most, -1)}, {}
+
+
+def pad(rows, most, value):
+    """Stack rows of different lengths, filled up with a value."""
+    shape = np.shape(rows[0])[1:]
+    out = np.full((len(rows), most, *shape), value, np.asarray(rows[0]).dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def prepare_topk(arrays, options):
+    """Sort everything, take the first k."""
+    scores, k = arrays["scores"], options["k"]
+
+    def run():
+        return np.argsort(-scores, kind="stable")[:k]
+
+    return run, lambda best: {"chosen": best[None], "values": scores[best]}, {}
+
+
+def match(anchors, boxes):
+    """Label anchors 1, 0 or -1 and name each one's best object."""
+    best = np.full(len(anchors), -1, np.float32)
+    index = np.zeros(len(anchors), np.int64)
+    claimed = np.zeros(len(anchors), bool)
+    for i, box in enumerate(boxes):
+        overlap = iou(box, anchors)
+        index[overlap > best] = i
+        best = np.maximum(best, overlap)
+        claimed |= (overlap == overlap.max()) & (overlap > 0)
+    labels = np.where(best < np.float32(0.3), 0, -1)
+    labels[(best >= np.float32(0.7)) | claimed] = 1
+    return labels, index
+
+
+def prepare_match(arrays, options):
+    """Matching alone."""
+
+    def run():
+        return match(arrays["anchors"], arrays["gt"])
+
+    return run, lambda found: named_matches(*found), {}
+
+
+def named_matches(labels, index):
+    """What matching is compared by: the object counts where there is one."""
+    labels, index = np.asarray(labels), np.asarray(index)
+    return {"labels": labels, "gt_index": np.where(labels == 1, index, -1)}
+
+
+def count_sample(labels, size=256, fraction=0.5):
+    """How many positives and negatives a balanced sample holds."""
+    positives = min(int((labels == 1).sum()), int(size * fraction))
+    return np.array([positives, min(int((labels == 0).sum()), size - positives)])
+
+
+def prepare_sample(arrays, options):
+    """Nothing is drawn here: the numbers are what can be compared."""
+
+    def run():
+        return count_sample(arrays["labels"])
+
+    return run, lambda counts: {"counts": counts}, {}
+
+
+def prepare_encode(arrays, options):
+    """Coding of all anchors."""
+
+    def run():
+        return encode(arrays["boxes"], arrays["anchors"])
+
+    return run, lambda deltas: {"deltas": deltas}, {}
+
+
+def prepare_targets(arrays, options):
+    """Matching, sampling, coding."""
+    anchors, gt = arrays["anchors"], arrays["gt"]
+
+    def run():
+        labels, index = match(anchors, gt)
+        deltas = encode(gt[index], anchors)
+        return labels, count_sample(labels), np.where(labels[:, None] == 1, deltas, 0)
+
+    names = ("labels", "counts", "deltas")
+    return run, lambda out: dict(zip(names, out, strict=True)), {}
+
+
+def decode(deltas, anchors):
+    """Move anchors [..., A, 4] by deltas; a side grows 62.5-fold at most."""
+    sides = anchors[..., 2:] - anchors[..., :2]
+    middles = anchors[..., :2] + np.float32(0.5) * sides
+    middles = middles + deltas[..., :2] * sides
+    most = np.float32(np.log(1000 / 16))
+    half = np.exp(np.minimum(deltas[..., 2:], most)) * sides / 2
+    return np.concatenate([middles - half, middles + half], -1)
+
+
+def prepare_decode(arrays, options):
+    """Decoding of all anchors."""
+
+    def run():
+        return decode(arrays["deltas"], arrays["anchors"])
+
+    return run, lambda boxes: {"boxes": boxes}, {}
+
+
+def propose(anchors, logits, deltas, options):
+    """Proposals of one image, as rows of box and score."""
+    height, width = options["size"]
+    chosen = []
+    for at, end in options["levels"]:
+        best = at + np.argsort(-logits[at:end], kind="stable")[: options["pre"]]
+        chosen.append(best)
+    group = np.repeat(np.arange(len(chosen)), [len(best) for best in chosen])
+    best = np.concatenate(chosen)
+    boxes = np.clip(decode(deltas[best], anchors[best]), 0, [width, height] * 2)
+    boxes, scores = boxes.astype(np.float32), 1 / (1 + np.exp(-logits[best]))
+    large = (boxes[:, 2:] - boxes[:, :2] >= options["min_size"]).all(1)
+    boxes, scores, group = boxes[large], scores[large], group[large]
+    kept = greedy(boxes, scores, options["threshold"], options["most"], group)
+    return np.concatenate([boxes[kept], scores[kept, None]], 1)
+
+
+def prepare_proposals(arrays, options):
+    """The whole stage."""
+
+    def run():
+        return [
+            propose(arrays["anchors"], logits, deltas, options)
+            for logits, deltas in zip(arrays["logits"], arrays["deltas"], strict=True)
+        ]
+
+    return run, lambda rows: {"rows": pad(rows, options["most"], 0)}, {}
+
+
+STAGES = {
+    "nms": prepare_nms,
+    "topk": prepare_topk,
+    "match": prepare_match,
+    "sample": prepare_sample,
+    "encode": prepare_encode,
+    "targets": prepare_targets,
+    "decode": prepare_decode,
+    "proposals": prepare_proposals,
+    "filter": prepare_proposals,
+}
