@@ -7,13 +7,17 @@ The IoU of all anchors with all objects would be a G x A matrix (270,000 anchors
 remembered is one number an anchor (its best object so far) and one an object.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from rpn_jax.ops._batching import image_by_image
 from rpn_jax.ops._checks import as_boxes, as_mask, check_option
 from rpn_jax.ops.boxes import (
     Corners,
@@ -116,52 +120,24 @@ def match_anchors(
         else jnp.zeros_like(gt_valid)
     )
     anchor_valid = as_mask(anchor_valid, (num_anchors,), "anchor_valid")
-    # A carry of the loop below must depend on the inputs as its update does, or the
-    # types differ inside shard_map.
-    varies = anchor_valid & (anchors[:, 0] == gt_boxes[:, 0].sum())
-    none = jnp.where(varies, -1, -1).astype(jnp.int32)
-    nothing = none.astype(jnp.float32)
     if num_gt == 0:
-        labels = jnp.where(anchor_valid, jnp.zeros_like(none), none)
-        return Matches(labels, none, nothing + 1, jnp.zeros((0,), jnp.float32))
+        # Not constants, whose type would differ from the inputs' inside shard_map.
+        none = jnp.where(anchor_valid, -1, -1)
+        labels = jnp.where(anchor_valid, 0, -1)
+        return Matches(labels, none, jnp.zeros_like(anchors[:, 0]), jnp.zeros((0,)))
 
-    # Boxes that do not count become empty ones at the origin.
+    # What does not count becomes an empty box, which overlaps nothing.
+    anchors = jnp.where(anchor_valid[:, None], anchors, jnp.zeros_like(anchors))
     gt_boxes = jnp.where(gt_valid[:, None], gt_boxes, jnp.zeros_like(gt_boxes))
-    short = -num_gt % BLOCK
-    blocks = jax.tree.map(
-        lambda x: jnp.pad(x, ((0, short),) + ((0, 0),) * (x.ndim - 1)).reshape(
-            -1, BLOCK, *x.shape[1:]
-        ),
-        (gt_boxes, gt_valid & ~ignore, ignore, jnp.arange(num_gt, dtype=jnp.int32)),
+    best, best_index, claimed, covered, gt_best = jax.lax.platform_dependent(
+        anchors,
+        gt_boxes,
+        gt_valid & ~ignore,
+        ignore,
+        jnp.asarray(low_quality_above, jnp.float32),
+        cpu=image_by_image(partial(_compare, lean=True)),
+        default=partial(_compare, lean=False),
     )
-    columns = Corners(*(x[None, :] for x in corners(anchors)))
-
-    def step(carry, block):
-        best, best_index, claimed, covered = carry
-        boxes, counts, ignored, index = block
-        rows = Corners(*(x[:, None] for x in corners(boxes)))
-        usable = counts[:, None] & anchor_valid[None, :]
-        iou = jnp.where(usable, iou_of_corners(rows, columns), -1.0)  # [BLOCK, A]
-        gt_best = iou.max(axis=1, initial=-1.0)
-        claims = (
-            (iou == gt_best[:, None]) & usable & (gt_best > low_quality_above)[:, None]
-        )
-        inter = intersection_of_corners(rows, columns)
-        # The divisor depends on both boxes, or XLA multiplies by its reciprocal and a
-        # share of exactly the threshold may fall below it.
-        covers = inter / jnp.where(inter > 0, columns.area, jnp.ones_like(inter))
-        # One object after the other, so that a tie goes to the lower index (best) and
-        # a claim to the higher (claimed).
-        for i in range(BLOCK):
-            better = iou[i] > best
-            best = jnp.where(better, iou[i], best)
-            best_index = jnp.where(better, index[i], best_index)
-            claimed = jnp.where(claims[i], index[i], claimed)
-            covered = jnp.where(ignored[i] & (covers[i] > covered), covers[i], covered)
-        return (best, best_index, claimed, covered), gt_best
-
-    start = (nothing, none, none, nothing)
-    (best, best_index, claimed, covered), gt_best = jax.lax.scan(step, start, blocks)
 
     # Without any object best is -1, which is background like an IoU of 0.
     labels = jnp.where(best < low_threshold, 0, -1)
@@ -173,7 +149,100 @@ def match_anchors(
     labels = jnp.where((labels != 1) & (covered >= ignore_threshold), -1, labels)
     return Matches(
         jnp.where(anchor_valid, labels, -1).astype(jnp.int32),
-        best_index,
-        jnp.maximum(best, 0),
-        jnp.maximum(gt_best.reshape(-1)[:num_gt], 0),
+        jnp.where(anchor_valid, best_index, -1).astype(jnp.int32),
+        jnp.where(anchor_valid, jnp.maximum(best, 0), 0),
+        jnp.maximum(gt_best, 0),
+    )
+
+
+def _compare(anchors, gt_boxes, counts, ignored, above, *, lean: bool):
+    """Compare all anchors with all objects; -1 stands for none.
+
+    Returns:
+        For each anchor its highest IoU, the object of it, the last object that claims
+        the anchor, its largest share within an ignored region; for each object its
+        highest IoU.
+    """
+    num_gt = gt_boxes.shape[0]
+    short = -num_gt % BLOCK
+    columns = Corners(*(x[None, :] for x in corners(anchors)))
+    blocks = jnp.pad(gt_boxes, ((0, short), (0, 0))).reshape(-1, BLOCK, 4)
+    counts, ignored = (
+        jnp.pad(x, (0, short)).reshape(-1, BLOCK) for x in (counts, ignored)
+    )
+    # A loop's carry must depend on the inputs as its update does, or the types differ
+    # inside shard_map.
+    none = jnp.where(anchors[:, 0] == gt_boxes[0, 0], -1, -1).astype(jnp.int32)
+    nothing = none.astype(jnp.float32)
+
+    def rows(i):
+        return Corners(*(x[:, None] for x in corners(blocks[i])))
+
+    def overlaps(i):
+        iou = iou_of_corners(rows(i), columns)
+        return jnp.where(counts[i][:, None] & (iou >= 0), iou, -1.0)
+
+    def remember(i, iou, state):
+        best, best_index, claimed, gt_best = state
+        gt_iou = _highest(iou, axis=1)
+        claim = jnp.where(gt_iou > above, gt_iou, 2.0)  # no IoU is 2
+        # One object after the other, so that a tie goes to the lower index (here) and
+        # a claim to the higher (winner).
+        here, at, winner = iou[0], jnp.zeros_like(none), none
+        for j in range(BLOCK):
+            at = jnp.where(iou[j] > here, j, at)
+            here = jnp.where(iou[j] > here, iou[j], here)
+            winner = jnp.where(iou[j] == claim[j], j, winner)
+        return (
+            jnp.where(here > best, here, best),
+            jnp.where(here > best, at + i * BLOCK, best_index),
+            jnp.where(winner >= 0, winner + i * BLOCK, claimed),
+            jax.lax.dynamic_update_slice(gt_best, gt_iou[None], (i, 0 * i)),
+        )
+
+    def shares(i):
+        inter = intersection_of_corners(rows(i), columns)
+        # The divisor depends on both boxes, or XLA multiplies by its reciprocal and a
+        # share of exactly the threshold may fall below it.
+        share = inter / jnp.where(inter > 0, columns.area, jnp.ones_like(inter))
+        return jnp.where(ignored[i][:, None], share, -1.0)
+
+    def cover(i, share, covered):
+        return jnp.maximum(covered, _highest(share, axis=0))
+
+    start = nothing, none, none, nothing[0] + 0 * blocks[..., 0]
+    *found, gt_best = _fold(overlaps, remember, start, counts, lean=lean)
+    covered = _fold(shares, cover, nothing, ignored, lean=lean)
+    return *found, covered, gt_best.reshape(-1)[:num_gt]
+
+
+def _fold(
+    first: Callable, then: Callable, state: Any, mask: jax.Array, *, lean: bool
+) -> Any:
+    """Fold blocks of objects into a state: state = then(i, first(i), state).
+
+    On CPU (`lean`) it ends with the last block in which the mask [blocks, BLOCK] is
+    set, and what `first` returns is stored: XLA would compute it anew for each of its
+    uses, at twice the time, but not across the border of a loop, be it of one step.
+    """
+    if not lean:
+        return jax.lax.fori_loop(
+            0, mask.shape[0], lambda i, state: then(i, first(i), state), state
+        )
+    number = jnp.arange(1, mask.shape[0] + 1, dtype=jnp.int32)
+    used = jnp.where(mask.any(axis=1), number, 0).max()
+
+    def step(i, state):
+        stored = first(i)
+        return jax.lax.fori_loop(
+            0 * used, 0 * used + 1, lambda _, state: then(i, stored, state), state
+        )
+
+    return jax.lax.fori_loop(0 * used, used, step, state)
+
+
+def _highest(x, axis: int):
+    """Maximum of numbers that are not NaN, which lets XLA use vector instructions."""
+    return jax.lax.reduce(
+        x, np.float32(-np.inf), lambda a, b: jnp.where(a > b, a, b), (axis,)
     )

@@ -22,13 +22,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
-from rpn_jax.ops._checks import as_boxes, as_float, as_mask, check_shape
+from rpn_jax.ops._batching import image_by_image
+from rpn_jax.ops._checks import as_boxes, as_float, as_groups, as_mask, check_shape
 from rpn_jax.ops.boxes import Corners, corners, iou_of_corners
-from rpn_jax.ops.topk import top_k
+from rpn_jax.ops.topk import clean_scores, top_k_of_clean
 
 # Kept boxes compared at a time on CPU: one AVX-512 register of float32. More would
 # exceed the 1 KB that XLA allows a loop it compiles natively.
@@ -97,76 +97,44 @@ valid=Array([ True,  True, False], dtype=bool))
     if max_outputs < 1:
         raise ValueError(f"max_outputs must be at least 1, got {max_outputs}")
     valid = as_mask(valid, (count,), "valid") & jnp.isfinite(boxes).all(axis=-1)
-    if groups is None:
-        groups = jnp.zeros_like(scores, dtype=jnp.int32)
-    groups = check_shape(jnp.asarray(groups), (count,), "groups")
-    if not jnp.issubdtype(groups.dtype, jnp.integer):
-        raise ValueError(f"groups must be integers, got dtype {groups.dtype}")
-
+    scores = clean_scores(scores)
+    valid &= scores > -jnp.inf
+    groups = as_groups(groups, (count,), "groups")
     if count == 0:
         none = jnp.full(max_outputs, -1, jnp.int32)
         return NMSResult(none, none >= 0)
     # Derived from `valid`, so that constant groups are spread over a mesh as it is.
     groups = jnp.where(valid, groups, jnp.zeros_like(groups)).astype(jnp.int32)
-    best = top_k(scores, count, valid=valid)
-    order = jnp.maximum(best.indices, 0)
-    # Boxes that take no part lie at the end as zeros: they suppress nothing.
-    ranked = jnp.where(best.valid[:, None], boxes[order], 0.0)
     kept = lax.platform_dependent(
-        ranked,
-        groups[order],
-        best.valid.sum().astype(jnp.int32),
+        boxes,
+        scores,
+        valid,
+        groups,
         jnp.asarray(iou_threshold, jnp.float32),
-        cpu=_image_by_image(partial(_greedy_loops, max_outputs=max_outputs)),
+        cpu=image_by_image(partial(_greedy_loops, max_outputs=max_outputs)),
         default=partial(_greedy_tiles, max_outputs=max_outputs),
     )
-    kept_valid = kept >= 0
-    return NMSResult(
-        jnp.where(kept_valid, order[jnp.maximum(kept, 0)], kept).astype(jnp.int32),
-        kept_valid,
-    )
+    return NMSResult(kept, kept >= 0)
 
 
-def _image_by_image(function):
-    """Make `vmap` of a function a loop, in which each device takes its own images."""
-    call = custom_vmap(function)
+def _greedy_loops(
+    boxes, scores, valid, groups, threshold, *, max_outputs: int
+) -> jax.Array:
+    """Keep boxes one by one.
 
-    @call.def_vmap
-    def rule(size, batched, *args):
-        def choose(chosen, otherwise):
-            """Put what is batched back among the arguments that are not."""
-            chosen = iter(chosen)
-            return (
-                next(chosen) if b else x
-                for x, b in zip(otherwise, batched, strict=True)
-            )
-
-        def loop(*args):
-            images = [x for x, b in zip(args, batched, strict=True) if b]
-            return lax.map(lambda image: call(*choose(image, args)), images)
-
-        # An axis that is split over an explicit mesh cannot be looped over as a whole.
-        specs = [jax.typeof(x).sharding.spec for x in args]
-        axes = [s[0] for s, b in zip(specs, batched, strict=True) if b and s[0]]
-        if axes:
-            split = tuple(jax.P(axes[0]) if b else jax.P() for b in batched)
-            loop = jax.shard_map(loop, in_specs=split, out_specs=jax.P(axes[0]))
-        return loop(*args), True
-
-    return call
-
-
-def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.Array:
-    """Keep boxes one by one; boxes [N, 4] best first, the first `count` take part.
-
-    Returns the ranks of kept boxes, [max_outputs] int32, -1 where padded.
+    Returns the indices of kept boxes, [max_outputs] int32, -1 where padded.
     """
-    size = -(-max_outputs // LANES) * LANES + LANES
+    count = valid.sum(dtype=jnp.int32)
     # Derived from an input, so that the loops' carries vary over a mesh as it does.
     zero = count * 0
-    # Six numbers a box, the group's bits among them: one read, one write.
+    # What is in order already, as after a top-k, is not sorted again.
+    in_order = (scores[1:] <= scores[:-1]).all()
+    index = jnp.arange(len(scores), dtype=jnp.int32) + zero
+    order = lax.cond(in_order, lambda: index, lambda: _order(scores, valid))
+    count = jnp.where(in_order, len(scores), count)  # what is out lies anywhere
+    size = -(-max_outputs // LANES) * LANES + LANES
+    # The group's bits go with the numbers of a kept box: one read, one write.
     bits = lax.bitcast_convert_type(groups, jnp.float32)
-    rows = jnp.stack([*corners(boxes), bits], axis=1)
 
     def look(state):
         rank, kept, *_ = state
@@ -174,7 +142,11 @@ def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.A
 
     def take(state):
         rank, kept, kept_rows, out = state
-        row = lax.dynamic_slice(rows, (rank, zero), (1, 6))
+        # Boxes are fetched one by one: most lie behind the last that is wanted.
+        index = lax.dynamic_slice(order, (rank,), (1,))
+        box = lax.dynamic_slice(boxes, (index[0], zero), (1, 4))
+        group = lax.dynamic_slice(bits, (index[0],), (1,))
+        row = jnp.stack([*corners(box), group], axis=1)
 
         def search(state):
             start, hit = state
@@ -188,7 +160,9 @@ def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.A
                 (iou > threshold) & _same(block[5], row[0, 5])
             )
 
-        _, hit = lax.while_loop(search, compare, (zero, zero > 0))
+        # A box that takes no part is as good as hit.
+        out_of_it = ~lax.dynamic_slice(valid, (index[0],), (1,))[0]
+        _, hit = lax.while_loop(search, compare, (zero, out_of_it))
         # Written whether it was hit or not; a box that was is overwritten by the next
         # one, and zeros suppress nothing meanwhile.
         row = jnp.where(hit, jnp.zeros_like(row), row)
@@ -196,7 +170,7 @@ def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.A
             rank + 1,
             kept + jnp.where(hit, 0, 1),
             lax.dynamic_update_slice(kept_rows, row.T, (zero, kept)),
-            lax.dynamic_update_slice(out, jnp.where(hit, -1, rank)[None], (kept,)),
+            lax.dynamic_update_slice(out, jnp.where(hit, -1, index), (kept,)),
         )
 
     start = (
@@ -208,6 +182,11 @@ def _greedy_loops(boxes, groups, count, threshold, *, max_outputs: int) -> jax.A
     return lax.while_loop(look, take, start)[-1][:max_outputs]
 
 
+def _order(scores, valid) -> jax.Array:
+    """Argsort in descending order, ties to the lower index, what is not valid last."""
+    return top_k_of_clean(jnp.where(valid, scores, -jnp.inf), len(scores))[1]
+
+
 def _same(a, b):
     """Compare the bits of float32 numbers, which may be NaN."""
     return lax.bitcast_convert_type(a, jnp.int32) == lax.bitcast_convert_type(
@@ -216,13 +195,16 @@ def _same(a, b):
 
 
 def _greedy_tiles(
-    boxes, groups, count, threshold, *, max_outputs: int, tile: int = TILE
+    boxes, scores, valid, groups, threshold, *, max_outputs: int, tile: int = TILE
 ) -> jax.Array:
     """Keep boxes tile by tile; same contract as `_greedy_loops`."""
-    short = -boxes.shape[0] % tile
-    boxes = jnp.pad(boxes, ((0, short), (0, 0)))
-    groups = jnp.pad(groups, (0, short))
+    count = valid.sum(dtype=jnp.int32)
     zero = count * 0
+    order = jnp.pad(_order(scores, valid), (0, -len(scores) % tile))
+    # Boxes that take no part lie at the end as zeros: they suppress nothing.
+    takes_part = jnp.arange(len(order), dtype=jnp.int32) < count
+    boxes = jnp.where(takes_part[:, None], boxes[order], 0.0)
+    groups = groups[order]
     rows = jnp.stack(corners(boxes))  # [5, N]
     earlier = jnp.arange(tile)[:, None] < jnp.arange(tile)[None, :]
 
@@ -241,7 +223,8 @@ def _greedy_tiles(
         start, kept, kept_rows, kept_groups, out = state
         box = lax.dynamic_slice(rows, (zero, start), (5, tile))
         group = lax.dynamic_slice(groups, (start,), (tile,))
-        rank = start + jnp.arange(tile, dtype=jnp.int32)
+        index = lax.dynamic_slice(order, (start,), (tile,))
+        takes_part = start + jnp.arange(tile, dtype=jnp.int32) < count
 
         def against_kept(state):
             at, clear = state
@@ -251,7 +234,7 @@ def _greedy_tiles(
             return at + tile, clear & ~hit
 
         _, clear = lax.while_loop(
-            lambda state: state[0] < kept, against_kept, (zero, rank < count)
+            lambda state: state[0] < kept, against_kept, (zero, takes_part)
         )
 
         # keep[j] = clear[j] and no kept earlier i overlaps j. After p rounds the first
@@ -269,13 +252,13 @@ def _greedy_tiles(
         place = jnp.where(keep, jnp.cumsum(keep, dtype=jnp.int32) - 1, tile)
         box = jnp.zeros_like(box).at[:, place].set(box, mode="drop")
         group = jnp.zeros_like(group).at[place].set(group, mode="drop")
-        rank = (jnp.zeros_like(rank) - 1).at[place].set(rank, mode="drop")
+        index = (jnp.zeros_like(index) - 1).at[place].set(index, mode="drop")
         return (
             start + tile,
             kept + keep.sum(dtype=kept.dtype),
             lax.dynamic_update_slice(kept_rows, box, (zero, kept)),
             lax.dynamic_update_slice(kept_groups, group, (kept,)),
-            lax.dynamic_update_slice(out, rank, (kept,)),
+            lax.dynamic_update_slice(out, index, (kept,)),
         )
 
     # A tile beyond the last place, because a whole tile is written at once; and a

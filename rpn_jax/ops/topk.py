@@ -24,12 +24,12 @@ class TopK(NamedTuple):
     valid: Bool[Array, " K"]
 
 
-def clean_scores(scores: jax.Array, valid: jax.Array) -> jax.Array:
-    """Map what must not be chosen to -inf, and -0.0 to 0.0.
+def clean_scores(scores: jax.Array) -> jax.Array:
+    """Map NaN to -inf and -0.0 to 0.0.
 
     `lax.top_k` sorts NaN first and tells the two zeros apart.
     """
-    scores = jnp.where(valid & ~jnp.isnan(scores), scores, -jnp.inf)
+    scores = jnp.where(jnp.isnan(scores), -jnp.inf, scores)
     return jnp.where(scores == 0, jnp.zeros_like(scores), scores)
 
 
@@ -56,15 +56,26 @@ def top_k(scores: ArrayLike, k: int, *, valid: ArrayLike | None = None) -> TopK:
         raise ValueError(f"scores must be [N], got shape {scores.shape}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    scores = clean_scores(scores, as_mask(valid, scores.shape, "valid"))
-    # One entry more than k: XLA on CPU turns a top-k of everything into a full sort,
-    # which is several times slower.
-    short = max(k + 1 - scores.shape[0], 0)
-    scores = jnp.pad(scores, (0, short), constant_values=-jnp.inf)
-    values, indices = jax.lax.top_k(scores, k)
+    valid = as_mask(valid, scores.shape, "valid")
+    values, indices = top_k_of_clean(
+        jnp.where(valid, clean_scores(scores), -jnp.inf), k
+    )
     chosen = values > -jnp.inf
     return TopK(
         jnp.where(chosen, values, jnp.zeros_like(values)),
         jnp.where(chosen, indices, -jnp.ones_like(indices)),
         chosen,
     )
+
+
+def top_k_of_clean(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Choose the k highest of scores [N] that `clean_scores` made.
+
+    Where k exceeds N, -inf at indices beyond N.
+    """
+    # One entry more than k: XLA on CPU turns a top-k of everything into a full sort,
+    # which is several times slower.
+    short = max(k + 1 - scores.shape[0], 0)
+    scores = jnp.pad(scores, (0, short), constant_values=-jnp.inf)
+    values, indices = jax.lax.top_k(scores, k)
+    return values, indices
