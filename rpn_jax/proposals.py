@@ -1,8 +1,8 @@
 """Proposals: the best-scored anchors, moved by their offsets, without duplicates."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from rpn_jax.conventions import Convention, options
+from rpn_jax.ops._batching import map_images
 from rpn_jax.ops._checks import (
     ImageSize,
     as_boxes,
@@ -231,22 +232,3 @@ def batch_proposals(
 
     sizes, scales = jnp.asarray(image_sizes), jnp.asarray(image_scales)
     return map_images(one, tuple(anchors), tuple(logits), tuple(deltas), sizes, scales)
-
-
-def map_images(function: Callable, shared: Any, *args: Any) -> Any:
-    """Map function(shared, *args) over the images in args.
-
-    On a mesh with an axis "data" each device maps over its own images: NMS on CPU goes
-    image by image, and over a sharded axis such a loop would gather the whole batch.
-    """
-    mapped = jax.vmap(function, in_axes=(None, *(0 for _ in args)))
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or "data" not in mesh.axis_names or mesh.manual_axes:
-        return mapped(shared, *args)
-    split = jax.P("data")
-    return jax.shard_map(
-        mapped,
-        mesh=mesh,
-        in_specs=(jax.P(), *(split for _ in args)),
-        out_specs=split,
-    )(shared, *args)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rpn_jax.batch import Batch
 from rpn_jax.conventions import Convention, options
+from rpn_jax.ops._batching import map_images
 from rpn_jax.ops._checks import ImageSize, as_boxes, as_image_size, as_mask
 from rpn_jax.ops.coding import encode_boxes
 from rpn_jax.ops.matching import match_anchors
@@ -151,7 +152,8 @@ def batch_targets(
     only fills the batch.
     """
 
-    def one(index, size, boxes, valid, ignore):
+    def one(shared, index, size, boxes, valid, ignore):
+        key, anchors = shared
         return anchor_targets(
             jax.random.fold_in(key, index),
             anchors,
@@ -165,6 +167,6 @@ def batch_targets(
 
     arrays = (batch.image_sizes, batch.boxes, batch.valid, batch.ignore)
     index, *rest = (jnp.arange(len(batch.boxes)), *(jnp.asarray(x) for x in arrays))
-    targets = jax.vmap(one)(index, *rest)
+    targets = map_images(one, (key, anchors), index, *rest)
     real = jnp.asarray(batch.image_ids)[:, None] >= 0
     return targets._replace(sampled=targets.sampled & real)

@@ -1,11 +1,14 @@
 """Batches without `vmap`: on CPU a loop over the images is the faster batch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax import lax
 from jax.custom_batching import custom_vmap
 
 
-def image_by_image(function):
+def image_by_image(function: Callable) -> Callable:
     """Make `vmap` of a function a loop, in which each device takes its own images."""
     call = custom_vmap(function)
 
@@ -33,3 +36,22 @@ def image_by_image(function):
         return result, jax.tree.map(lambda _: True, result)
 
     return call
+
+
+def map_images(function: Callable, shared: Any, *args: Any) -> Any:
+    """Map function(shared, *args) over the images in args.
+
+    On a mesh with an axis "data" each device maps over its own images: on CPU some ops
+    go image by image, and over a sharded axis that would gather the whole batch.
+    """
+    mapped = jax.vmap(function, in_axes=(None, *(0 for _ in args)))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or "data" not in mesh.axis_names or mesh.manual_axes:
+        return mapped(shared, *args)
+    split = jax.P("data")
+    return jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=(jax.P(), *(split for _ in args)),
+        out_specs=split,
+    )(shared, *args)

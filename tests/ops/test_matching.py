@@ -1,4 +1,5 @@
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,18 @@ from tests import reference, strategies
 
 A, G = 20, 5
 match = jax.jit(rj.match_anchors, static_argnames="low_quality")
+
+
+@partial(jax.jit, static_argnames="low_quality")
+def match_elsewhere(*args, **options):
+    """Run the form for accelerators."""
+
+    def choose(*args, cpu, default):
+        return default(*args)
+
+    with mock.patch("jax.lax.platform_dependent", choose):
+        return rj.match_anchors(*args, **options)
+
 
 # Against OBJECT the anchors have IoU 1, 0.8, 0.5, 0.2 and 0.
 OBJECT = jnp.array([[0.0, 0, 10, 10]])
@@ -264,19 +277,20 @@ class TestAssignTargets:
 def test_equals_the_reference(
     anchors, gt_boxes, gt_valid, gt_ignore, anchor_valid, **options
 ):
-    ours = match(
-        anchors,
-        gt_boxes,
-        gt_valid,
-        gt_ignore=gt_ignore,
-        anchor_valid=anchor_valid,
-        **options,
-    )
     theirs = reference.match(
         anchors, gt_boxes, gt_valid, gt_ignore, anchor_valid, **options
     )
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for form in (match, match_elsewhere):
+        ours = form(
+            anchors,
+            gt_boxes,
+            gt_valid,
+            gt_ignore=gt_ignore,
+            anchor_valid=anchor_valid,
+            **options,
+        )
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @given(
@@ -330,11 +344,32 @@ def test_many_objects_equal_the_whole_matrix():
     low = rng.uniform(0, 300, (530, 2))
     boxes = np.concatenate([low, low + rng.uniform(4, 90, (530, 2))], axis=1)
     anchors, gt_boxes = np.split(boxes.astype(np.float32), [500])
-    matches = rj.match_anchors(anchors, gt_boxes, low_quality="off")
     overlap = reference.iou(anchors[:, None], gt_boxes[None])
-    np.testing.assert_array_equal(matches.gt_index, overlap.argmax(axis=1))
-    np.testing.assert_array_equal(matches.iou, overlap.max(axis=1))
-    np.testing.assert_array_equal(matches.gt_iou, overlap.max(axis=0))
+    for form in (match, match_elsewhere):
+        matches = form(anchors, gt_boxes, low_quality="off")
+        np.testing.assert_array_equal(matches.gt_index, overlap.argmax(axis=1))
+        np.testing.assert_array_equal(matches.iou, overlap.max(axis=1))
+        np.testing.assert_array_equal(matches.gt_iou, overlap.max(axis=0))
+
+
+def test_iou_is_divided_once_for_all_its_uses():
+    """Else XLA computes it anew for each: best objects, claims, objects' best."""
+    shapes = [jax.ShapeDtypeStruct((n, 4), jnp.float32) for n in (1000, 20)]
+    text = jax.jit(rj.match_anchors).lower(*shapes).compile().as_text()
+    assert text.count("= f32[8,1000]{1,0} divide(") == 2  # and the share of regions
+
+
+def test_images_of_a_batch_are_taken_one_by_one():
+    """Temporaries of a batch are those of an image."""
+    one = [jax.ShapeDtypeStruct((n, 4), jnp.float32) for n in (50_000, 20)]
+    batch = one[0], jax.ShapeDtypeStruct((8, 20, 4), jnp.float32)
+
+    def temporaries(function, shapes):
+        program = jax.jit(function).lower(*shapes).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    many = temporaries(jax.vmap(rj.match_anchors, in_axes=(None, 0)), batch)
+    assert many < 3 * temporaries(rj.match_anchors, one)
 
 
 def test_memory_stays_small():

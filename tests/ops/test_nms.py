@@ -348,6 +348,22 @@ class TestNativeForm:
         # Newer compilers take the loop over the images along.
         assert self.loops(jax.vmap(nms), *batch) >= 2
 
+    def test_within_a_batch_of_batches(self, nms, args):
+        batch = [jnp.stack([jnp.stack([x] * 2)] * 3) for x in args]
+        assert self.loops(jax.vmap(jax.vmap(nms)), *batch) >= 2
+
+    def test_within_shard_map(self, nms, args, devices):
+        auto = (jax.sharding.AxisType.Auto,)
+        mesh = jax.make_mesh((2,), ("data",), auto, devices=devices[:2])
+        split = jax.P("data")
+
+        def images(boxes, scores):
+            return jax.vmap(nms)(boxes, scores)
+
+        batch = [jnp.stack([x] * 4) for x in args]
+        mapped = jax.shard_map(images, mesh=mesh, in_specs=split, out_specs=split)
+        assert self.loops(mapped, *batch) >= 2
+
     def test_within_scan_grad_and_remat(self, nms, args):
         def loss(boxes, scores):
             def body(total, _):

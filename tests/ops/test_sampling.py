@@ -68,13 +68,15 @@ def test_counts_are_exact(labels, seed, option):
     assert not mask[(labels != 0) & (labels != 1)].any()
 
 
-def test_every_anchor_is_equally_likely():
-    labels = labels_of(12, 25, N)
+# Few anchors are shuffled, of many ranks are drawn; blocks of both kinds of a look-up.
+@pytest.mark.parametrize("length, positives, negatives", [(N, 12, 25), (700, 150, 400)])
+def test_every_anchor_is_equally_likely(length, positives, negatives):
+    labels = labels_of(positives, negatives, length)
     keys = jax.random.split(jax.random.key(3), 4000)
     draw = jax.jit(jax.vmap(lambda key: SAMPLERS[8, 0.5](key, labels)))
     rate = np.asarray(draw(keys)).mean(axis=0)
-    # Four of 12 positives, four of 25 negatives; five standard deviations.
-    for label, expected in ((1, 4 / 12), (0, 4 / 25)):
+    # Four of the positives, four of the negatives; five standard deviations.
+    for label, expected in ((1, 4 / positives), (0, 4 / negatives)):
         error = 5 * (expected * (1 - expected) / 4000) ** 0.5
         np.testing.assert_allclose(rate[labels == label], expected, atol=error)
 
@@ -129,3 +131,19 @@ def test_labels_must_be_a_vector(getkey):
         rj.sample_balanced(
             getkey(), jnp.zeros((2, 3), int), size=4, positive_fraction=0.5
         )
+
+
+@pytest.mark.parametrize("most", [1, 2, 8, 40, 128, 256])
+def test_too_few_ranks_are_drawn_once_in_a_hundred_trillion_years(most):
+    """Exact chance that so many tries among the fewest numbers give too few ranks."""
+    tries = 2 * most + 128
+    numbers = tries + 1  # from here on ranks are drawn with replacement
+    chance = np.zeros(most + 1)  # chance[d]: d distinct ones so far; the last: enough
+    chance[0] = 1
+    seen = np.arange(most)
+    for _ in range(tries):
+        stay = chance[:-1] * (seen / numbers)
+        move = chance[:-1] - stay
+        chance[:-1] = stay
+        chance[1:] += move
+    assert chance[:-1].sum() < 1e-20
