@@ -11,6 +11,8 @@ import keras_hub
 import numpy as np
 from keras_hub.src.layers.modeling.non_max_supression import non_max_suppression
 
+jax.config.update("jax_cpu_enable_async_dispatch", False)  # as in `ours`
+
 
 def about():
     """Tell what runs here."""

@@ -20,6 +20,9 @@ from rpn_jax.training.step import make_train_step
 
 # Or the seconds of compilation would be those of reading a file.
 jax.config.update("jax_enable_compilation_cache", False)
+# A call runs in the thread that makes it, as torch's do; else handing it to another
+# one takes as long as a small NMS.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def about():
