@@ -37,7 +37,7 @@ class DataConfig:
         folders: below `root`, where a VOC or tfds folder is looked for.
         train: scenes to train on (shapes: a number), json file (coco) or split.
         val: the same to evaluate on.
-        images: folder of the images (coco).
+        images: folder of the images (coco); by default `images` beside the json.
         limit: use the first so many images of each split; 0: all.
         resize: how images get their size.
         buckets: (height, width) that images are padded to, the smallest that fits; one

@@ -104,7 +104,9 @@ def _open(
     root = data_root(config)
     if config.kind == "coco":
         file = _existing(root, Path(name), f"--data.{split}")
-        images = _existing(root, config.images or Path("images"), "--data.images")
+        beside = file.parent / "images"
+        images = config.images or (beside if beside.is_dir() else Path("images"))
+        images = _existing(root, images, "--data.images")
         return CocoSource(file, images, on_bad=config.on_bad)
     folder = _folder(root, config)
     if config.kind == "voc":

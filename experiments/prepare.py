@@ -7,6 +7,8 @@ TensorFlow; read it with `--data.kind tfds`) or `coco` (json files and a folder 
 images for each split). The splits `train` and `val` are written:
 
     python -m experiments.prepare shapes coco --out scenes --data.train 2000
+    python -m experiments.train coco_json --data.root scenes \
+        --data.train train/annotations.json --data.val val/annotations.json
     python -m experiments.prepare coco_json tfds --out prepared \
         --data.train train.json --data.val val.json --data.images IMAGES
 """

@@ -143,29 +143,30 @@ def generate_proposals(
         )
         # Only what survives is decoded; decoding all and choosing gives the same bits.
         index = jnp.maximum(best.indices, 0)
-        boxes = decode(delta[index], anchor[index])
-        chosen.append((boxes, logit[index], 0 * index + level, best.valid))
-    boxes, logit, levels, valid = (
+        boxes, logit = decode(delta[index], anchor[index]), logit[index]
+        scores = jax.nn.sigmoid(logit) if score == "probability" else logit
+        valid = best.valid & jnp.isfinite(boxes).all(axis=1)
+        valid &= scores >= score_threshold
+        if not filter_first:
+            valid &= large_enough(boxes)
+        if iou_threshold is not None:
+            # Levels do not meet in NMS. One by one they come in order of score, which
+            # saves sorting, and each is compared with fewer kept boxes.
+            kept = nms(
+                boxes,
+                scores,
+                iou_threshold=iou_threshold,
+                max_outputs=min(post_nms_top_n, boxes.shape[0]),
+                valid=valid,
+            )
+            index, valid = jnp.maximum(kept.indices, 0), kept.valid
+            boxes, scores = boxes[index], scores[index]
+        chosen.append((boxes, scores, 0 * index + level, valid))
+    boxes, scores, levels, valid = (
         jnp.concatenate(x) for x in zip(*chosen, strict=True)
     )
-
-    scores = jax.nn.sigmoid(logit) if score == "probability" else logit
-    valid &= jnp.isfinite(boxes).all(axis=1) & (scores >= score_threshold)
-    if not filter_first:
-        valid &= large_enough(boxes)
-    if iou_threshold is None:
-        best = top_k(jax.lax.stop_gradient(scores), post_nms_top_n, valid=valid)
-        kept, valid = best.indices, best.valid
-    else:
-        kept, valid = nms(
-            boxes,
-            scores,
-            iou_threshold=iou_threshold,
-            max_outputs=post_nms_top_n,
-            valid=valid,
-            groups=levels,
-        )
-    index = jnp.maximum(kept, 0)
+    best = top_k(jax.lax.stop_gradient(scores), post_nms_top_n, valid=valid)
+    index, valid = jnp.maximum(best.indices, 0), best.valid
     return Proposals(
         jnp.where(valid[:, None], boxes[index], 0.0),
         jnp.where(valid, scores[index], 0.0),

@@ -37,6 +37,10 @@ class Worker:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path),
             "BENCHMARK_DEVICE": device,
+            # The allocator keeps what it has, as in a process that has run for a while;
+            # else large arrays are paged in anew in each call.
+            "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+            "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1),
             # Several processes share the GPU.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }

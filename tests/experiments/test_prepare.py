@@ -9,18 +9,19 @@ COUNTS = ["--data.train", "3", "--data.val", "2"]
 
 def test_scenes_become_coco_json(tmp_path):
     assert prepare.main(["shapes", "coco", "--out", str(tmp_path), *COUNTS]) == 0
-    scenes = open_source(DataConfig(kind="shapes", train="3", val="2"), "val")
+    drawn = DataConfig(kind="shapes", train="3", val="2")
     config = DataConfig(
         kind="coco",
         root=tmp_path,
         train="train/annotations.json",
         val="val/annotations.json",
-        images=tmp_path / "val" / "images",
     )
-    written = open_source(config, "val")
-    assert len(written) == 2 and written.classes == scenes.classes
-    for i in range(2):
-        assert written[i].boxes == pytest.approx(scenes[i].boxes, abs=1e-3)
+    for split, count in (("train", 3), ("val", 2)):
+        # Without --data.images each split's images are found beside its json.
+        written, scenes = open_source(config, split), open_source(drawn, split)
+        assert len(written) == count and written.classes == scenes.classes
+        for i in range(count):
+            assert written[i].boxes == pytest.approx(scenes[i].boxes, abs=1e-3)
 
 
 @pytest.mark.slow
