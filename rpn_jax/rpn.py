@@ -301,11 +301,11 @@ def rpn_loss(
 
 
 def _iou_loss(deltas, anchors, targets: AnchorTargets, convention: Convention):
-    """Loss between decoded boxes and objects, [B, A]; positives only count."""
+    """Loss between decoded boxes and objects, [B, A]; sampled positives count."""
     anchors = jnp.broadcast_to(anchors, deltas.shape)
     boxes = decode_boxes(deltas, anchors, **options(convention.coding))
     # Anchors stand in for the missing objects of the others: finite gradients.
-    positive = (targets.labels == 1)[..., None]
+    positive = (targets.sampled & (targets.labels == 1))[..., None]
     objects = jnp.where(positive, targets.boxes, anchors)
     return IOU_LOSSES[convention.loss.box](boxes, objects)
 

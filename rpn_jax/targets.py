@@ -14,7 +14,7 @@ from rpn_jax.ops._batching import map_images
 from rpn_jax.ops._checks import ImageSize, as_boxes, as_image_size, as_mask
 from rpn_jax.ops.coding import encode_boxes
 from rpn_jax.ops.matching import match_anchors
-from rpn_jax.ops.sampling import sample_balanced
+from rpn_jax.ops.sampling import sample_positions
 
 
 class AnchorTargets(NamedTuple):
@@ -23,7 +23,8 @@ class AnchorTargets(NamedTuple):
     Attributes:
         labels: `[A]` int32: 1 positive, 0 negative, -1 not used; before sampling.
         sampled: `[A]` bool, the positives and negatives that enter the loss.
-        boxes: `[A, 4]` float32 xyxy, the object of each positive; else zeros.
+        boxes: `[A, 4]` float32 xyxy, the object of each positive that was sampled;
+            else zeros.
         deltas: `[A, 4]` float32, that object coded against the anchor; else zeros.
         gt_iou: `[G]` float32, best IoU of each object with any anchor.
     """
@@ -111,22 +112,28 @@ def anchor_targets(
         anchor_valid=usable if boundary_first else None,
     )
     labels = jnp.where(usable, matches.labels, -1)
-    sampled = sample_balanced(
+    positive, negative = sample_positions(
         key, labels, size=sample_size, positive_fraction=positive_fraction
     )
-    positive = ((labels == 1) & (matches.gt_index >= 0))[:, None]
-    if gt_boxes.shape[0] == 0:
-        boxes = jnp.zeros_like(anchors)
-    else:
-        boxes = gt_boxes[jnp.maximum(matches.gt_index, 0)]
-    # Anchors stand in for the boxes of the others, so that no log of 0 is taken.
-    deltas = encode_boxes(jnp.where(positive, boxes, anchors), anchors, weights=weights)
+    drawn = jnp.concatenate([positive, negative])  # what lies outside is dropped
+    sampled = jnp.zeros_like(usable).at[drawn].set(True, mode="drop")
+
+    # Only the few positives that were drawn are coded.
     zeros = jnp.zeros_like(anchors)
+    if gt_boxes.shape[0] == 0 or anchors.shape[0] == 0:
+        return AnchorTargets(labels, sampled, zeros, zeros, matches.gt_iou)
+    at = jnp.minimum(positive, anchors.shape[0] - 1)
+    # Without an object, as where none was drawn, the anchor stands in.
+    found = ((positive == at) & (matches.gt_index[at] >= 0))[:, None]
+    objects = gt_boxes[jnp.maximum(matches.gt_index[at], 0)]
+    objects = jnp.where(found, objects, anchors[at])
+    deltas = encode_boxes(objects, anchors[at], weights=weights)
+    place = jnp.where(found[:, 0], positive, anchors.shape[0])
     return AnchorTargets(
         labels,
         sampled,
-        jnp.where(positive, boxes, zeros),
-        jnp.where(positive, deltas, zeros),
+        zeros.at[place].set(objects, mode="drop"),
+        zeros.at[place].set(deltas, mode="drop"),
         matches.gt_iou,
     )
 

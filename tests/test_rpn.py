@@ -99,7 +99,12 @@ def peer_losses(convention, z, labels, sampled):
         image_ids=np.arange(3),
         labels=None,
     )
-    targets = batch_targets(KEY, jnp.asarray(z["anchors"]), batch, convention)
+    # So large a sample holds all positives: those that the peer drew are among them.
+    everything = dataclasses.replace(
+        convention.targets, sample_size=len(z["anchors"]), positive_fraction=1.0
+    )
+    coded = dataclasses.replace(convention, targets=everything)
+    targets = batch_targets(KEY, jnp.asarray(z["anchors"]), batch, coded)
     targets = targets._replace(labels=jnp.asarray(labels), sampled=jnp.asarray(sampled))
 
     def total(logits, deltas):

@@ -38,6 +38,8 @@ def run(*args, gt_ignore=None, **rule):
 def test_labels_and_offsets_as_torchvision(golden, image):
     z = golden("assign_targets")
     rule = options(TORCHVISION.targets)
+    # All are drawn, so all are coded.
+    rule |= {"sample_size": len(z["anchors"]), "positive_fraction": 1.0}
     found = run(KEY, z["anchors"], z[f"gt_{image}"], None, z["image_size"], **rule)
     np.testing.assert_array_equal(found.labels, z["tv_labels"][image])
     rows = z["tv_pos_index"][:, 0] == image
@@ -91,6 +93,16 @@ def test_an_edge_exactly_on_the_border_is_inside_for_py_faster_rcnn_only():
     assert run(KEY, anchors, target, None, SIZE, **after).labels.tolist() == [-1]
 
 
+def test_only_positives_that_were_drawn_are_coded():
+    anchors = np.tile(ANCHORS[:1], (9, 1))
+    found = run(KEY, anchors, OBJECT, None, SIZE, sample_size=8)
+    assert (found.labels == 1).all() and found.sampled.sum() == 4
+    sampled = np.asarray(found.sampled)
+    assert (found.boxes[sampled] == OBJECT[0]).all()
+    assert (found.deltas[sampled, 3] < 0).all()
+    assert (found.boxes[~sampled] == 0).all() and (found.deltas[~sampled] == 0).all()
+
+
 def test_no_object_at_all_leaves_negatives_and_zeros():
     for boxes, valid in (
         (np.zeros((0, 4)), None),
@@ -130,7 +142,7 @@ def test_negatives_within_a_crowd_are_left_out():
 def test_decoding_the_offsets_gives_the_object(golden):
     z = golden("assign_targets")
     found = run(KEY, z["anchors"], z["gt_0"], None, z["image_size"])
-    positive = np.asarray(found.labels) == 1
+    positive = np.asarray(found.sampled) & (np.asarray(found.labels) == 1)
     boxes = decode_boxes(found.deltas[positive], z["anchors"][positive])
     overlap = box_iou(boxes, found.boxes[positive])
     np.testing.assert_allclose(np.diag(overlap), 1, atol=1e-4)

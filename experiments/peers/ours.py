@@ -131,6 +131,12 @@ def prepare_targets(arrays, options):
 
     def collect(made):
         labels, sampled, deltas = map(np.asarray, made)
+        # Positives that were not drawn are not coded; the others' are, so for the
+        # comparison they are put in here.
+        anchors, gt = arrays["anchors"], arrays["gt"]
+        every = rj.encode_boxes(gt[rj.match_anchors(anchors, gt).gt_index], anchors)
+        left = ((labels == 1) & ~sampled)[:, None]
+        deltas = np.where(left, every, deltas)
         return {"labels": labels, "counts": drawn(labels, sampled), "deltas": deltas}
 
     args = (jax.random.key(0), arrays["anchors"], arrays["gt"])

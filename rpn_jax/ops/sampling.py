@@ -8,7 +8,7 @@ and looked up.
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 # Anchors counted together in the look-up; near the root of a usual number of anchors.
 BLOCK = 256
@@ -47,6 +47,21 @@ def sample_balanced(
         (2, 2, False)
     """
     labels = jnp.asarray(labels)
+    positive, negative = sample_positions(
+        key, labels, size=size, positive_fraction=positive_fraction
+    )
+    # What lies outside is dropped.
+    drawn = jnp.concatenate([positive, negative])
+    return jnp.zeros_like(labels, bool).at[drawn].set(True, mode="drop")
+
+
+def sample_positions(
+    key: jax.Array, labels: jax.Array, *, size: int, positive_fraction: float
+) -> tuple[Int[Array, " P"], Int[Array, " size"]]:
+    """Draw as `sample_balanced`: where the positives and the negatives are.
+
+    Both are padded with A, which lies outside the labels.
+    """
     if labels.ndim != 1:
         raise ValueError(f"labels must be [A], got shape {labels.shape}")
     if size < 1 or not 0 <= positive_fraction <= 1:
@@ -55,20 +70,18 @@ def sample_balanced(
             f"{size} and {positive_fraction}"
         )
     for_positives, for_negatives = jax.random.split(key)
-    positives = int(size * positive_fraction)
-    positive = _draw(for_positives, labels == 1, positives, positives)
-    room = size - positive.sum(dtype=jnp.int32)
-    return positive | _draw(for_negatives, labels == 0, size, room)
+    most = int(size * positive_fraction)
+    positive = _draw(for_positives, labels == 1, most, most)
+    room = size - (positive < len(labels)).sum(dtype=jnp.int32)
+    return positive, _draw(for_negatives, labels == 0, size, room)
 
 
 def _draw(key, among, most: int, count) -> jax.Array:
-    """Mark `count` (at most `most`, static) members of a subset [A]."""
+    """Draw `count` (at most `most`, static) members of a subset [A]."""
     total = among.sum(dtype=jnp.int32)
     ranks = _distinct(key, total, most)
     taken = jnp.arange(most, dtype=jnp.int32) < jnp.minimum(count, total)
-    # Positions outside are dropped.
-    where = jnp.where(taken, _positions(among, ranks), among.shape[0])
-    return jnp.zeros_like(among).at[where].set(True, mode="drop")
+    return jnp.where(taken, _positions(among, ranks), len(among)).astype(jnp.int32)
 
 
 def _distinct(key, total, most: int) -> jax.Array:
