@@ -6,9 +6,9 @@ The folder is looked for as `BCCD` or `bccd/BCCD` under --data.root (default
 $RPN_JAX_DATA, else `data`), or is --data.root itself. 205 images to train on, 72 (split
 test) to evaluate on: 600 steps of 8 images, 384 px.
 
-The recipe is one that was run in torchvision too, where it gave AR 0.333 / 0.622 /
-0.643 at 10 / 100 / 300 proposals and recall 0.991 at IoU 0.5 (one seed). Measured here:
-0.347 / 0.620 / 0.643 and 0.989 (one seed).
+The recipe was run in torchvision too, where it gave AR 0.347 / 0.623 / 0.643 at 10 /
+100 / 300 proposals and recall 0.992 at IoU 0.5 (means of three seeds). Measured here:
+0.344 / 0.622 / 0.644 and 0.988 (likewise).
 """
 
 import dataclasses
