@@ -132,7 +132,12 @@ def setup(config: TrainConfig) -> Setup:
 
     model = rpn(config.model)
     rate = learning_rate(config.optimizer, lr=config.lr, steps=config.steps)
-    optimizer = make_optimizer(config.optimizer, lr=config.lr, steps=config.steps)
+    optimizer = make_optimizer(
+        config.optimizer,
+        lr=config.lr,
+        steps=config.steps,
+        freeze=config.model.freeze,
+    )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
     def init(key: jax.Array, trunk: Any) -> TrainState:

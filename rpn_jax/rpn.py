@@ -22,7 +22,13 @@ from rpn_jax.conventions import (
     ImageConvention,
     options,
 )
-from rpn_jax.models import FPN, RPNHead, SmallResNet, SqueezeNet, flatten_levels
+from rpn_jax.models import (
+    BackboneOptions,
+    RPNHead,
+    flatten_levels,
+    make_backbone,
+    stop_frozen,
+)
 from rpn_jax.ops.anchors import level_table, pyramid_anchors
 from rpn_jax.ops.coding import decode_boxes
 from rpn_jax.ops.losses import (
@@ -49,7 +55,8 @@ class RPNConfig(Checked):
     """What a region proposal network is made of.
 
     Attributes:
-        backbone: a name in `BACKBONES`.
+        backbone: one of `rpn_jax.models.backbone_names()`.
+        backbone_options: what differs between weight files of one architecture.
         strides: strides of the backbone's feature maps to use, one a level.
         sizes: for each level its anchor sizes (square roots of areas), pixels.
         ratios: heights over widths of the anchors of every level.
@@ -57,39 +64,21 @@ class RPNConfig(Checked):
         head_convs: 3 x 3 convolutions in the head.
         dtype: "float32" or "bfloat16", what backbone and head compute in. Parameters,
             geometry, scores and losses are float32 in any case.
+        freeze: what is not trained: beginnings of parameters' paths, such as
+            `backbone/res2`.
         convention: every choice on which the peers differ.
     """
 
     backbone: str = "squeezenet"
+    backbone_options: BackboneOptions = BackboneOptions()
     strides: tuple[int, ...] = (16,)
     sizes: tuple[tuple[float, ...], ...] = ((128.0, 256.0, 512.0),)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     head_channels: int | None = None
     head_convs: int = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    freeze: tuple[str, ...] = ()
     convention: Convention = TORCHVISION
-
-
-BACKBONES: dict[str, Callable[[RPNConfig, Any], Any]] = {
-    "squeezenet": lambda config, dtype: SqueezeNet(padding="same", dtype=dtype),
-    "squeezenet_torchvision": lambda config, dtype: SqueezeNet(
-        padding="torchvision", dtype=dtype
-    ),
-    "small_resnet": lambda config, dtype: SmallResNet(
-        strides=config.strides, dtype=dtype
-    ),
-    "small_resnet_fpn": lambda config, dtype: FPN(
-        bottom_up=SmallResNet(
-            widths=(32, 64, 64, 96),
-            blocks=(1, 1, 1, 1),
-            strides=config.strides,
-            dtype=dtype,
-        ),
-        channels=64,
-        smooth=False,
-        dtype=dtype,
-    ),
-}
 
 
 class RPNOutputs(NamedTuple):
@@ -166,11 +155,12 @@ def rpn(config: RPNConfig) -> RPN:
     per_cell = _anchors_a_cell(config)
     logits_per_anchor = 2 if convention.loss.objectness == "softmax" else 1
     dtype = jnp.dtype(config.dtype)
-    if config.backbone not in BACKBONES:
-        raise ValueError(
-            f"backbone must be one of {', '.join(BACKBONES)}, got {config.backbone!r}"
-        )
-    backbone = BACKBONES[config.backbone](config, dtype)
+    backbone = make_backbone(
+        config.backbone,
+        strides=config.strides,
+        options=config.backbone_options,
+        dtype=dtype,
+    )
     if backbone.strides != config.strides:
         table = level_table(
             backbone=backbone.strides, config=config.strides, sizes=config.sizes
@@ -211,6 +201,7 @@ def rpn(config: RPNConfig) -> RPN:
         return RPNOutputs(anchors, logits, deltas)
 
     def loss(key: jax.Array, params: Params, batch: Batch):
+        params = stop_frozen(params, config.freeze)
         outputs = apply(params, batch.images, batch.image_sizes)
         anchors = jnp.concatenate(outputs.anchors)
         targets = batch_targets(key, anchors, batch, convention)

@@ -19,6 +19,7 @@ class Conv1x1(nn.Module):
     """
 
     features: int
+    use_bias: bool = True
     dtype: jnp.dtype = jnp.float32
     kernel_init: Initializer = he_init
 
@@ -27,29 +28,40 @@ class Conv1x1(nn.Module):
         """Map `[..., C]` to `[..., features]` in the compute dtype."""
         shape = (1, 1, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        x, kernel, bias = (v.astype(self.dtype) for v in (x, kernel, bias))
         # As a matrix: with more axes XLA transposes both sides of the weight gradient.
-        rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0] + bias[None]
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        rows = rows @ kernel[0, 0].astype(self.dtype)
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (self.features,), jnp.float32)
+            rows = rows + bias[None].astype(self.dtype)
         return rows.reshape(*x.shape[:-1], self.features)
 
 
-def conv3x3(
+def conv2d(
     features: int,
     *,
+    size: int = 3,
     stride: int = 1,
-    padding: int = 1,
+    dilation: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
     use_bias: bool = True,
     kernel_init: Initializer = he_init,
     dtype: jnp.dtype = jnp.float32,
     name: str | None = None,
 ) -> nn.Conv:
-    """3 x 3 convolution with the same padding on all sides, as PyTorch pads."""
+    """Square convolution, padded alike on all sides as PyTorch pads.
+
+    By default by as much as keeps the size at stride 1.
+    """
     return nn.Conv(
         features,
-        (3, 3),
+        (size, size),
         strides=stride,
-        padding=padding,
+        kernel_dilation=dilation,
+        padding=dilation * (size // 2) if padding is None else padding,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv3x3
+from rpn_jax.models.conv import Conv1x1, conv2d
 
 _init = nn.initializers.normal(0.01)
 
@@ -54,7 +54,7 @@ class RPNHead(nn.Module):
         channels = x.shape[-1] if self.channels is None else self.channels
         for n in range(self.num_convs):
             name = f"rpn_conv_{n}" if n else "rpn_conv"
-            conv = conv3x3(channels, kernel_init=_init, dtype=self.dtype, name=name)
+            conv = conv2d(channels, kernel_init=_init, dtype=self.dtype, name=name)
             x = nn.relu(conv(x))
 
         def predict(features: int, name: str) -> jax.Array:

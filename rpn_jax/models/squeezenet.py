@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv3x3, max_pool3x3
+from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3
 
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256))
 FIRES += ((64, 256),)
@@ -27,7 +27,7 @@ class Fire(nn.Module):
         """Map `[B, H, W, C]` to `[B, H, W, 2 * expand]`."""
         x = nn.relu(Conv1x1(self.squeeze, dtype=self.dtype, name="squeeze1x1")(x))
         one = Conv1x1(self.expand, dtype=self.dtype, name="expand1x1")(x)
-        three = conv3x3(self.expand, dtype=self.dtype, name="expand3x3")(x)
+        three = conv2d(self.expand, dtype=self.dtype, name="expand3x3")(x)
         return nn.relu(jnp.concatenate([one, three], axis=-1))
 
 
@@ -64,7 +64,7 @@ class SqueezeNet(nn.Module):
                 f'padding must be "same" or "torchvision", got {self.padding!r}'
             )
         same = self.padding == "same"
-        x = conv3x3(64, stride=2, padding=int(same), dtype=self.dtype, name="conv1")(x)
+        x = conv2d(64, stride=2, padding=int(same), dtype=self.dtype, name="conv1")(x)
         x = nn.relu(_pool(x, same))  # the same as pooling after ReLU, and cheaper
         for number, (squeeze, expand) in enumerate(FIRES, start=2):
             x = Fire(squeeze, expand, dtype=self.dtype, name=f"fire{number}")(x)

@@ -6,10 +6,13 @@ subtract `lr * m`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
 import optax
+
+from rpn_jax.models import frozen_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,17 @@ def learning_rate(config: OptimizerConfig, *, lr: float, steps: int) -> optax.Sc
 
 
 def make_optimizer(
-    config: OptimizerConfig, *, lr: float, steps: int
+    config: OptimizerConfig, *, lr: float, steps: int, freeze: Sequence[str] = ()
 ) -> optax.GradientTransformation:
-    """Build the optax transformation that `config` describes."""
+    """Build the optax transformation that `config` describes.
+
+    Args:
+        config: how parameters follow their gradients.
+        lr: highest learning rate.
+        steps: updates of the whole run.
+        freeze: beginnings of the paths of parameters that stay as they are, weight
+            decay included.
+    """
     rate = learning_rate(config, lr=lr, steps=steps)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "adamw":
@@ -79,4 +90,9 @@ def make_optimizer(
             optax.trace(config.momentum),
             optax.scale_by_learning_rate(rate),
         ]
-    return optax.chain(*parts)
+    optimizer = optax.chain(*parts)
+    if not freeze:
+        return optimizer
+    return optax.transforms.selective_transform(
+        optimizer, freeze_mask=lambda params: frozen_mask(params, freeze)
+    )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpn_jax.models.conv import Conv1x1, conv3x3, max_pool3x3
+from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3
 
 
 def reference_pool(x, padding):
@@ -102,10 +102,10 @@ def test_conv1x1_equals_a_convolution_with_the_same_parameters(getkey):
 
 
 @pytest.mark.parametrize("side", [8, 9])
-def test_conv3x3_pads_both_sides(side, getkey):
+def test_conv2d_pads_both_sides(side, getkey):
     # XLA's "SAME" would pad an even side at its end alone.
     x = jnp.zeros((1, side, side, 1)).at[0, 0, 0].set(1)
-    conv = conv3x3(1, stride=2)
+    conv = conv2d(1, stride=2)
     params = jax.tree.map(jnp.ones_like, conv.init(getkey(), x))
     y = conv.apply(params, x)
     assert y.shape == (1, (side + 1) // 2, (side + 1) // 2, 1)
