@@ -97,7 +97,7 @@ class TrainConfig:
         batch: images an update, over all devices.
         seed: decides initial weights, order of the data, augmentation and sampling.
         lr: highest learning rate.
-        weights: file of the trunk's weights to start from, .npz.
+        weights: file of weights to start from: of the trunk, or of the whole network.
         workdir: folder of the run; one that holds a run is resumed.
         data: where images and boxes come from.
         model: the network.

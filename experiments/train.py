@@ -14,11 +14,9 @@ import json
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from experiments.config import (
     TrainConfig,
@@ -31,7 +29,7 @@ from experiments.config import (
 )
 from experiments.data import open_source, train_batches
 from experiments.evaluate import Evaluation, Evaluator, draw_examples, table
-from rpn_jax.pretrained import load_params_npz, load_squeezenet_npz, save_params_npz
+from rpn_jax.pretrained import load, overlay, save_params_npz
 from rpn_jax.rpn import rpn
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.config import config_to_json
@@ -118,7 +116,7 @@ def setup(config: TrainConfig) -> Setup:
     """
     refuse_many_processes()
     source, val_source = (open_source(config.data, s) for s in ("train", "val"))
-    trunk = load_trunk(config.weights)
+    weights = load_weights(config)
     mesh = data_mesh()
     if config.batch % mesh.size:
         raise UsageError(
@@ -127,7 +125,7 @@ def setup(config: TrainConfig) -> Setup:
     config.workdir.mkdir(parents=True, exist_ok=True)
     same_run(config.workdir, config)
     print(f"{len(source)} images to train on, {len(val_source)} to evaluate on")
-    if trunk is None:
+    if not weights:
         print("the trunk starts from random weights; --weights FILE gives it others")
 
     model = rpn(config.model)
@@ -140,14 +138,12 @@ def setup(config: TrainConfig) -> Setup:
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
-    def init(key: jax.Array, trunk: Any) -> TrainState:
+    def init(key: jax.Array, weights: Any) -> TrainState:
         params = model.init(key, image_size=config.data.padded_sizes[0])
-        if trunk is not None:
-            check_trunk(config, trunk, params)
-            params["params"]["backbone"] = trunk
+        params = overlay(params, weights)
         return create_state(params, optimizer, ema=config.optimizer.ema > 0)
 
-    state = jax.jit(init, out_shardings=replicated(mesh))(init_key, trunk)
+    state = jax.jit(init, out_shardings=replicated(mesh))(init_key, weights)
     ema = config.optimizer.ema
     train_step = make_train_step(
         model.loss, optimizer, key=step_key, mesh=mesh, rate=rate, ema=ema
@@ -200,39 +196,29 @@ def finish(
     print(table(result))
 
 
-def load_trunk(weights: Path | None) -> Any:
-    """Read the trunk's weights, None for none.
+def load_weights(config: TrainConfig) -> dict[str, Any]:
+    """Read what `--weights` has for the network of `config`; nothing without it.
 
-    Args:
-        weights: a published SqueezeNet `.npz`, or one that a run wrote.
+    A file of a whole network whose head does not fit gives its trunk.
 
     Raises:
-        UsageError: there is no such file, or it is of another kind.
+        UsageError: there is no such file, it is of another kind, or does not fit.
     """
-    if weights is None:
-        return None
-    if not weights.is_file():
-        raise UsageError(f"--weights {weights}: there is no such file")
+    if config.weights is None:
+        return {}
     try:
-        params, metadata = load_params_npz(weights)
-        ours = "model" in metadata
-        return params["params"]["backbone"] if ours else load_squeezenet_npz(weights)
-    except ValueError as error:
+        try:
+            loaded = load(config.weights, config=config.model)
+        except ValueError as error:
+            try:
+                loaded = load(config.weights, config=config.model, parts=["backbone"])
+            except ValueError:
+                raise error from None  # it says more
+            print("the weights of the head do not fit and are not taken")
+    except (ValueError, FileNotFoundError, ImportError) as error:
         raise UsageError(f"--weights: {error}") from error
-
-
-def check_trunk(config: TrainConfig, trunk: Any, params: Any) -> None:
-    """Compare the weights of `--weights` with those that the network has.
-
-    Raises:
-        UsageError: names or shapes differ.
-    """
-    wanted = jax.tree.map(np.shape, params["params"]["backbone"])
-    if jax.tree.map(np.shape, trunk) != wanted:
-        raise UsageError(
-            f"--weights {config.weights} does not fit the trunk "
-            f"'{config.model.backbone}' of this config"
-        )
+    print(f"weights: {loaded.report}")
+    return loaded.params
 
 
 class Terminated:

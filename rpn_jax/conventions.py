@@ -140,6 +140,45 @@ class ProposalConvention(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RoIConvention(Checked):
+    """How a detector pools, samples, codes and scores RoIs, see `faster_rcnn`.
+
+    Attributes:
+        pooling: "align" or "pool", see `roi_align` and `roi_pool`.
+        sampling_ratio: of `roi_align`.
+        aligned: of `roi_align`.
+        level_rule: of `assign_levels`: "torchvision" or "detectron2".
+        iou_threshold: IoU with an object from which a RoI is of its class.
+        sample_size: RoIs an image that are trained on.
+        positive_fraction: the most that RoIs on objects may take of them.
+        weights: factors of (dx, dy, dw, dh).
+        max_log_scale: clamp of dw and dh from above.
+        beta: of smooth-L1; 0 is L1.
+        background: "first" or "last" among the class scores.
+        score_threshold: a detection's score must exceed it.
+        min_size: least side of a detection, pixels of the network input; reached.
+        nms_threshold: IoU above which NMS within a class suppresses.
+        max_detections: detections kept of an image.
+    """
+
+    pooling: Literal["align", "pool"] = "align"
+    sampling_ratio: int = 2
+    aligned: bool = False
+    level_rule: Literal["torchvision", "detectron2"] = "torchvision"
+    iou_threshold: float = 0.5
+    sample_size: int = 512
+    positive_fraction: float = 0.25
+    weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    max_log_scale: float = math.log(1000 / 16)
+    beta: float = 1 / 9
+    background: Literal["first", "last"] = "first"
+    score_threshold: float = 0.05
+    min_size: float = 0.01
+    nms_threshold: float = 0.5
+    max_detections: int = 100
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageConvention(Checked):
     """What the network wants as its input.
 
@@ -174,6 +213,7 @@ class Convention:
         coding: how a box is coded against an anchor.
         loss: how the loss is computed.
         proposals: how proposals are chosen.
+        roi: how a detector pools, samples, codes and scores RoIs.
         image: what the network wants as its input.
     """
 
@@ -182,6 +222,7 @@ class Convention:
     coding: CodingConvention = CodingConvention()
     loss: LossConvention = LossConvention()
     proposals: ProposalConvention = ProposalConvention()
+    roi: RoIConvention = RoIConvention()
     image: ImageConvention = ImageConvention()
 
 
@@ -201,6 +242,14 @@ DETECTRON2 = Convention(
     targets=TargetConvention(low_quality_above=-1.0),
     loss=LossConvention(beta=0.0, normalizer="batch_size"),
     proposals=ProposalConvention(train_post_nms=1000, score="logit"),
+    roi=RoIConvention(
+        sampling_ratio=0,
+        aligned=True,
+        level_rule="detectron2",
+        beta=0.0,
+        background="last",
+        min_size=0.0,
+    ),
     image=ImageConvention(
         color="bgr",
         range=255.0,
@@ -225,6 +274,14 @@ PY_FASTER_RCNN = Convention(
         min_size_scaled=True,
         filter_first=True,
         inclusive=True,
+    ),
+    roi=RoIConvention(
+        pooling="pool",
+        sample_size=128,
+        beta=1.0,
+        max_log_scale=math.inf,
+        min_size=0.0,
+        nms_threshold=0.3,
     ),
     image=ImageConvention(
         color="bgr",

@@ -29,25 +29,12 @@ from rpn_jax.models import (
     make_backbone,
     stop_frozen,
 )
+from rpn_jax.objective import RPNOutputs, rpn_objective
 from rpn_jax.ops.anchors import level_table, pyramid_anchors
-from rpn_jax.ops.coding import decode_boxes
-from rpn_jax.ops.losses import (
-    RPNLosses,
-    ciou_loss,
-    diou_loss,
-    foreground_logit,
-    giou_loss,
-    rpn_losses,
-    sigmoid_objectness_loss,
-    smooth_l1_loss,
-)
 from rpn_jax.proposals import Proposals, batch_proposals
-from rpn_jax.targets import AnchorTargets, batch_targets
 
 Params = dict[str, Any]
 Maps = list[jax.Array]
-
-IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,20 +66,6 @@ class RPNConfig(Checked):
     dtype: Literal["float32", "bfloat16"] = "float32"
     freeze: tuple[str, ...] = ()
     convention: Convention = TORCHVISION
-
-
-class RPNOutputs(NamedTuple):
-    """The network's outputs on a batch, one entry a level.
-
-    Attributes:
-        anchors: L arrays `[A, 4]` float32 xyxy, pixels of the padded image.
-        logits: L arrays `[B, A]` float32, or `[B, A, 2]` (background, foreground).
-        deltas: L arrays `[B, A, 4]` float32.
-    """
-
-    anchors: tuple[Float[Array, "_ 4"], ...]
-    logits: tuple[Float[Array, "B ..."], ...]
-    deltas: tuple[Float[Array, "B _ 4"], ...]
 
 
 class RPN(NamedTuple):
@@ -127,11 +100,14 @@ class RPNModule(nn.Module):
         return [scores for scores, _ in outputs], [deltas for _, deltas in outputs]
 
 
-def rpn(config: RPNConfig) -> RPN:
+def rpn(config: RPNConfig, *, backbone: nn.Module | None = None) -> RPN:
     """Make a region proposal network.
 
     Args:
         config: what it is made of.
+        backbone: your own, in place of the one that `config` names: a Linen module with
+            `strides`, those of `config`, that maps normalised images `[B, H, W, 3]` to
+            as many feature maps, the same channels each.
 
     Returns:
         An `RPN` of pure functions, to be jitted by the caller. Images are
@@ -152,33 +128,7 @@ def rpn(config: RPNConfig) -> RPN:
         (1, 1000, 4)
     """
     convention = config.convention
-    per_cell = _anchors_a_cell(config)
-    logits_per_anchor = 2 if convention.loss.objectness == "softmax" else 1
-    dtype = jnp.dtype(config.dtype)
-    backbone = make_backbone(
-        config.backbone,
-        strides=config.strides,
-        options=config.backbone_options,
-        dtype=dtype,
-    )
-    if backbone.strides != config.strides:
-        table = level_table(
-            backbone=backbone.strides, config=config.strides, sizes=config.sizes
-        )
-        raise ValueError(
-            f"{config.backbone} has maps of strides {backbone.strides}, the "
-            f"configuration wants {config.strides}\n{table}"
-        )
-    module = RPNModule(
-        backbone=backbone,
-        rpn=RPNHead(
-            num_anchors=per_cell,
-            channels=config.head_channels,
-            logits_per_anchor=logits_per_anchor,
-            num_convs=config.head_convs,
-            dtype=dtype,
-        ),
-    )
+    module = RPNModule(*rpn_modules(config, backbone))
 
     def init(key: jax.Array, *, image_size: tuple[int, int]) -> Params:
         images = jnp.zeros((1, *image_size, 3))
@@ -187,32 +137,12 @@ def rpn(config: RPNConfig) -> RPN:
     def apply(params: Params, images: ArrayLike, image_sizes: ArrayLike) -> RPNOutputs:
         images = normalize_images(images, image_sizes, convention.image)
         scores, offsets = cast(tuple[Maps, Maps], module.apply(params, images))
-        grids = [(x.shape[1], x.shape[2]) for x in scores]
-        anchors = pyramid_anchors(
-            grids,
-            sizes=config.sizes,
-            ratios=config.ratios,
-            strides=_strides(config, grids, images.shape[1:3]),
-            **options(convention.anchors, "stride"),
-        )
-        logits, deltas = flatten_levels(
-            scores, offsets, logits_per_anchor=logits_per_anchor
-        )
-        return RPNOutputs(anchors, logits, deltas)
+        return flat_outputs(config, scores, offsets, images.shape[1:3])
 
     def loss(key: jax.Array, params: Params, batch: Batch):
         params = stop_frozen(params, config.freeze)
         outputs = apply(params, batch.images, batch.image_sizes)
-        anchors = jnp.concatenate(outputs.anchors)
-        targets = batch_targets(key, anchors, batch, convention)
-        losses = rpn_loss(outputs, targets, convention)
-        total = losses.objectness + convention.loss.box_weight * losses.box
-        return total, {
-            "loss": total,
-            "loss_objectness": losses.objectness,
-            "loss_box": losses.box,
-            **_health(outputs, targets, batch, convention),
-        }
+        return rpn_objective(key, outputs, batch, convention)
 
     def propose(
         params: Params,
@@ -223,14 +153,83 @@ def rpn(config: RPNConfig) -> RPN:
         image_scales: ArrayLike | None = None,
     ) -> Proposals:
         outputs = apply(params, images, image_sizes)
-        scales = (
-            jnp.ones((outputs.logits[0].shape[0],))
-            if image_scales is None
-            else jnp.asarray(image_scales)
-        )
-        return batch_proposals(*outputs, image_sizes, scales, convention, train=train)
+        return propose_from(outputs, image_sizes, image_scales, convention, train=train)
 
     return RPN(init, apply, loss, propose, config)
+
+
+def rpn_modules(
+    config: RPNConfig, backbone: Any = None
+) -> tuple[Any, RPNHead]:
+    """Build the backbone and the head of a network, and check them against each other.
+
+    Raises:
+        ValueError: the configuration is inconsistent; the message shows the levels.
+    """
+    per_cell = _anchors_a_cell(config)
+    dtype = jnp.dtype(config.dtype)
+    if backbone is None:
+        backbone = make_backbone(
+            config.backbone,
+            strides=config.strides,
+            options=config.backbone_options,
+            dtype=dtype,
+        )
+    strides = backbone.strides
+    if strides != config.strides:
+        table = level_table(backbone=strides, config=config.strides, sizes=config.sizes)
+        raise ValueError(
+            f"{config.backbone} has maps of strides {strides}, the "
+            f"configuration wants {config.strides}\n{table}"
+        )
+    head = RPNHead(
+        num_anchors=per_cell,
+        channels=config.head_channels,
+        logits_per_anchor=_logits_an_anchor(config),
+        num_convs=config.head_convs,
+        dtype=dtype,
+    )
+    return backbone, head
+
+
+def flat_outputs(
+    config: RPNConfig, scores: Maps, offsets: Maps, padded_size: tuple[int, int]
+) -> RPNOutputs:
+    """Set an anchor beside each output of the head.
+
+    Args:
+        config: of the network.
+        scores: for each level `[B, H, W, A or 2 A]`.
+        offsets: for each level `[B, H, W, 4 A]`.
+        padded_size: (height, width) of the images with their padding.
+    """
+    grids = [(x.shape[1], x.shape[2]) for x in scores]
+    anchors = pyramid_anchors(
+        grids,
+        sizes=config.sizes,
+        ratios=config.ratios,
+        strides=_strides(config, grids, padded_size),
+        **options(config.convention.anchors, "stride"),
+    )
+    logits, deltas = flatten_levels(
+        scores, offsets, logits_per_anchor=_logits_an_anchor(config)
+    )
+    return RPNOutputs(anchors, logits, deltas)
+
+
+def propose_from(
+    outputs: RPNOutputs,
+    image_sizes: ArrayLike,
+    image_scales: ArrayLike | None,
+    convention: Convention,
+    *,
+    train: bool,
+) -> Proposals:
+    """Make the proposals of a batch; `image_scales` None stands for 1."""
+    scales = image_scales
+    if scales is None:
+        scales = jnp.ones((outputs.logits[0].shape[0],))
+    return batch_proposals(*outputs, image_sizes, scales, convention, train=train)
 
 
 def normalize_images(
@@ -259,72 +258,8 @@ def normalize_images(
     return jnp.where(content, (x - mean) / std, 0.0)
 
 
-def rpn_loss(
-    outputs: RPNOutputs, targets: AnchorTargets, convention: Convention
-) -> RPNLosses:
-    """Compute the two parts of the loss of a batch.
-
-    Args:
-        outputs: of the network on the batch.
-        targets: of its images, fields with a leading B, from `batch_targets`.
-        convention: which losses, and how to normalise them.
-
-    Returns:
-        `RPNLosses`, not yet weighed against each other.
-    """
-    anchors = jnp.concatenate(outputs.anchors)
-    logits = jnp.concatenate(outputs.logits, axis=1)
-    deltas = jnp.concatenate(outputs.deltas, axis=1)
-    if convention.loss.objectness == "softmax":
-        logits = foreground_logit(logits)
-    if convention.loss.box in IOU_LOSSES:
-        box = _iou_loss(deltas, anchors, targets, convention)
-    else:
-        box = smooth_l1_loss(deltas, targets.deltas, beta=convention.loss.beta).sum(-1)
-    return rpn_losses(
-        sigmoid_objectness_loss(logits, targets.labels),
-        box,
-        targets.labels,
-        targets.sampled,
-        normalizer=convention.loss.normalizer,
-        batch_size=convention.targets.sample_size,
-    )
-
-
-def _iou_loss(deltas, anchors, targets: AnchorTargets, convention: Convention):
-    """Loss between decoded boxes and objects, [B, A]; sampled positives count."""
-    anchors = jnp.broadcast_to(anchors, deltas.shape)
-    boxes = decode_boxes(deltas, anchors, **options(convention.coding))
-    # Anchors stand in for the missing objects of the others: finite gradients.
-    positive = (targets.sampled & (targets.labels == 1))[..., None]
-    objects = jnp.where(positive, targets.boxes, anchors)
-    return IOU_LOSSES[convention.loss.box](boxes, objects)
-
-
-def _health(outputs, targets: AnchorTargets, batch: Batch, convention: Convention):
-    """Tell how well the anchors cover the objects of a batch.
-
-    `positives` an image, in all and for each level; `objects_missed`, the share of
-    objects that no anchor overlaps by the upper threshold; `mean_best_iou`, over
-    objects, of the best anchor's IoU.
-    """
-    objects = jnp.asarray(batch.valid) & ~jnp.asarray(batch.ignore)
-    count = objects.sum()  # 0 of 0 objects is NaN: nothing was measured
-    covered = targets.gt_iou >= convention.targets.high_threshold
-    positive = (targets.labels == 1).sum(axis=0) / targets.labels.shape[0]
-    ends = [0]
-    for level in outputs.anchors:
-        ends.append(ends[-1] + level.shape[0])
-    levels = {
-        f"positives_level{i}": positive[ends[i] : ends[i + 1]].sum()
-        for i in range(len(ends) - 1)
-    }
-    return {
-        "positives": positive.sum(),
-        **levels,
-        "objects_missed": (objects & ~covered).sum() / count,
-        "mean_best_iou": jnp.where(objects, targets.gt_iou, 0.0).sum() / count,
-    }
+def _logits_an_anchor(config: RPNConfig) -> int:
+    return 2 if config.convention.loss.objectness == "softmax" else 1
 
 
 def _anchors_a_cell(config: RPNConfig) -> int:

@@ -18,12 +18,11 @@ from rpn_jax.conventions import (
     LossConvention,
     TargetConvention,
 )
+from rpn_jax.objective import RPNOutputs, rpn_loss
 from rpn_jax.rpn import (
     RPNConfig,
-    RPNOutputs,
     normalize_images,
     rpn,
-    rpn_loss,
 )
 from rpn_jax.targets import batch_targets
 

@@ -5,6 +5,7 @@ boxes.
 """
 
 from rpn_jax.models.backbones import BackboneOptions, backbone_names, make_backbone
+from rpn_jax.models.box_heads import BoxPredictor, ConvFC, Res5, TwoFC
 from rpn_jax.models.fpn import FPN
 from rpn_jax.models.freezing import frozen_mask, stop_frozen
 from rpn_jax.models.heads import RPNHead, flatten_levels
@@ -19,12 +20,16 @@ __all__ = [
     "FPN",
     "VGG16",
     "BackboneOptions",
+    "BoxPredictor",
+    "ConvFC",
     "FrozenBatchNorm",
     "MobileNetV3",
     "RPNHead",
+    "Res5",
     "ResNet",
     "SmallResNet",
     "SqueezeNet",
+    "TwoFC",
     "backbone_names",
     "flatten_levels",
     "frozen_mask",

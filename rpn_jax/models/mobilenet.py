@@ -130,16 +130,16 @@ class MobileNetV3(nn.Module):
         norm = FrozenBatchNorm(self.epsilon, dtype=self.dtype, name="stem_norm")
         x = nn.hard_swish(norm(x))
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
-        first = None
+        maps = []
         for number, row in enumerate(BNECKS, start=1):
             name = f"bneck{number}"
             x = block(row, self.epsilon, dtype=self.dtype, name=name)(x)
-            if row.features == 160 and first is None:
-                first = x
+            if row.features == 160 and row.stride == 2:
+                maps.append(x)
         x = Conv1x1(960, use_bias=False, dtype=self.dtype, name="last")(x)
         norm = FrozenBatchNorm(self.epsilon, dtype=self.dtype, name="last_norm")
-        x = nn.hard_swish(norm(x))
-        return first.astype(jnp.float32), x.astype(jnp.float32)
+        maps.append(nn.hard_swish(norm(x)))
+        return tuple(m.astype(jnp.float32) for m in maps)
 
 
 def _multiple_of_8(channels: float) -> int:

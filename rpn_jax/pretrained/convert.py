@@ -27,21 +27,13 @@ class Dialect(NamedTuple):
     """How a family of files names and lays out what we have.
 
     Attributes:
-        module: our module path, such as `backbone/res2_0/conv1`, to the peer's name of
-            the module; None where the file has no such part.
-        torch: whether leaves and layouts are torch's; else they are ours.
+        name: from the path of a leaf to the name of its array; None where the file has
+            no such part.
+        torch: whether arrays are laid out as torch's; else they are as ours.
     """
 
-    module: Callable[[str], str | None]
+    name: Callable[[Path], str | None]
     torch: bool = True
-
-    def name(self, path: Path) -> str | None:
-        """Return the name of the array that `path` is loaded from."""
-        _, *modules, leaf = path
-        module = self.module("/".join(modules))
-        if module is None:
-            return None
-        return f"{module}.{TORCH_LEAVES[leaf]}" if self.torch else f"{module}/{leaf}"
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """Lay an array of the file out as ours."""
@@ -58,6 +50,22 @@ class Dialect(NamedTuple):
         elif self.torch and array.ndim == 2:
             array = array.T
         return np.ascontiguousarray(array)
+
+
+def torch_dialect(module: Callable[[str], str | None]) -> Dialect:
+    """Make the dialect of a torch library from how it names our modules.
+
+    Args:
+        module: from a module path such as `backbone/res2_0/conv1` to the peer's name;
+            None for a part that its files do not have.
+    """
+
+    def name(path: Path) -> str | None:
+        _, *modules, leaf = path
+        found = module("/".join(modules))
+        return None if found is None else f"{found}.{TORCH_LEAVES[leaf]}"
+
+    return Dialect(name)
 
 
 class Converted(NamedTuple):

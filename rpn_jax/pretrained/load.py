@@ -2,16 +2,18 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 
-from rpn_jax.pretrained.convert import convert, paths_of, summarize
+from rpn_jax.pretrained.convert import Dialect, Path, convert, paths_of, summarize
 from rpn_jax.pretrained.files import read_state_dict
+from rpn_jax.pretrained.npz import is_own, load_params_npz
 from rpn_jax.pretrained.recognise import Recognised, recognise
 from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.training.config import config_from_json
 
 
 class Report(NamedTuple):
@@ -60,20 +62,23 @@ def load(
     source: str | os.PathLike | Mapping[str, Any],
     *,
     config: RPNConfig | None = None,
+    parts: Sequence[str] | None = None,
     allow: Sequence[str] = (),
 ) -> Loaded:
-    """Load weights of torchvision, detectron2 or Keras.
+    """Load weights of torchvision, detectron2, Keras or this library.
 
     Recognised by their names: torchvision's Faster R-CNNs on ResNets and MobileNetV3
     (the RPN of them) and its classification networks (their trunk), detectron2's RPNs
-    and Faster R-CNNs on ResNets, its converted ImageNet trunks, and SqueezeNet in
-    Keras' layout.
+    and Faster R-CNNs on ResNets, its converted ImageNet trunks, SqueezeNet in Keras'
+    layout, and what a run of this library wrote.
 
     Args:
         source: a `.pth` (needs torch), `.safetensors`, `.pkl` or `.npz` file, or a
             state dict.
         config: of the network to fill; None: that which the file was made for. A trunk
             goes into any network with that trunk.
+        parts: of the network to fill, such as `("backbone",)`; None: all that the file
+            is of.
         allow: beginnings of names in the file that may be left over.
 
     Returns:
@@ -82,7 +87,7 @@ def load(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, is of no known model, lacks arrays, has
-            arrays of a wrong shape, or has some that nothing uses. Names all of them.
+            arrays of a wrong shape, or has some that nothing uses. Names them.
 
     Example:
         >>> loaded = load("fasterrcnn_resnet50_fpn.pth")  # doctest: +SKIP
@@ -90,47 +95,73 @@ def load(
         >>> model.propose(loaded.params, images, image_sizes)  # doctest: +SKIP
     """
     if isinstance(source, Mapping):
-        name, arrays = "the state dict", source
+        name, found = "the state dict", recognise(source)
+        first = summarize(source)
+    elif is_own(source):
+        name, found, first = os.fspath(source), _own(source), ""
     else:
         name, arrays = os.fspath(source), read_state_dict(source)
-    found = recognise(arrays)
+        found, first = recognise(arrays), summarize(arrays)
     if found is None:
         raise ValueError(
-            f"{name} is of no model that is known here; its names begin with "
-            f"{summarize(arrays)}"
+            f"{name} is of no model that is known here; its names begin with {first}"
         )
-    return _fill(name, found, config or found.config, allow)
+    return _fill(name, found, config or found.config, parts, allow)
+
+
+def _own(file: str | os.PathLike) -> Recognised:
+    """Recognise a file of `save_params_npz` that says its network."""
+    params, metadata = load_params_npz(file)
+    return Recognised(
+        "weights of rpn_jax",
+        config_from_json(RPNConfig, metadata["model"]),
+        Dialect("/".join, torch=False),
+        {
+            "/".join(key.key for key in p): x
+            for p, x in jax.tree.leaves_with_path(params)
+        },
+    )
 
 
 def _fill(
-    name: str, found: Recognised, config: RPNConfig, allow: Sequence[str]
+    name: str,
+    found: Recognised,
+    config: RPNConfig,
+    parts: Sequence[str] | None,
+    allow: Sequence[str],
 ) -> Loaded:
     init = partial(rpn(config).init, image_size=(64, 64))
     paths = paths_of(jax.eval_shape(init, jax.random.key(0)))
+    known = {found.dialect.name(path) for path in paths}
+    if parts is not None:
+        paths = {path: shape for path, shape in paths.items() if path[1] in parts}
     converted = convert(found.arrays, paths, found.dialect)
     left_out = re.compile("|".join(found.left_out) or r"(?!)")
     unknown = [
         key
         for key in converted.left_over
-        if not left_out.fullmatch(key) and not key.startswith(tuple(allow))
+        if key not in known
+        and not left_out.fullmatch(key)
+        and not key.startswith(tuple(allow))
     ]
     missing = converted.missing
     if found.trunk:
-        # What only the pyramid and the head have is to be trained yet.
+        # What only the pyramid and the head have is to be trained yet, and a network
+        # may end before the trunk's last stage.
         trunk = "backbone/bottom_up/" if _has_pyramid(paths) else "backbone/"
         missing = [path for path in missing if path.startswith(trunk)]
-        # A shorter trunk takes a part of the file.
-        ours = {key.split(".")[0] for key in converted.matched}
-        unknown = [key for key in unknown if key.split(".")[0] in ours]
+        stages = {key.split(".")[0] for key in converted.matched}
+        unknown = [key for key in unknown if key.split(".")[0] in stages]
     faults = []
     if missing:
         faults.append(f"lacks {summarize(missing)}")
     if unknown:
         faults.append(f"has what nothing uses (allow=...): {summarize(unknown)}")
-    faults += converted.wrong[:6]
+    if converted.wrong:
+        faults.append("; ".join(converted.wrong[:3]))
     if faults:
         raise ValueError(
-            f"{name}, recognised as {found.model}, does not fit {config.backbone}: "
+            f"{name}, recognised as {found.model}, does not fit {config.backbone}: it "
             + "; ".join(faults)
         )
     report = Report(
@@ -143,5 +174,5 @@ def _fill(
     return Loaded(config, converted.params, report)
 
 
-def _has_pyramid(paths) -> bool:
+def _has_pyramid(paths: Iterable[Path]) -> bool:
     return any(path[1:3] == ("backbone", "bottom_up") for path in paths)

@@ -87,6 +87,16 @@ def load_params_npz(
     return unflatten(flat), metadata
 
 
+def is_own(path: str | os.PathLike) -> bool:
+    """Tell whether a file was written by `save_params_npz` and says its network."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        if f"{_METADATA}.npy" not in archive.namelist():
+            return False
+    return "model" in load_params_npz(path)[1]
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Nest a dict whose keys are paths joined by "/".
 

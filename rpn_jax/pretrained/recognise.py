@@ -1,5 +1,6 @@
 """Telling from the names of a file's arrays which network they are of."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 from rpn_jax.models import BackboneOptions
 from rpn_jax.models.resnet import DEPTHS
 from rpn_jax.pretrained import trunks
-from rpn_jax.pretrained.convert import Dialect
+from rpn_jax.pretrained.convert import Dialect, Path, torch_dialect
 from rpn_jax.pretrained.zoo import (
     detectron2_resnet,
     torchvision_mobilenet_fpn,
@@ -97,7 +98,7 @@ def torchvision_detector(arrays: Arrays) -> Recognised | None:
                 + "; torchvision gives COCO_V1 weights 0 and others 1e-5: "
                 "config.backbone_options.norm_epsilon",
             )
-    dialect = Dialect(partial(_torchvision_name, trunk, "backbone.body."))
+    dialect = torch_dialect(partial(_torchvision_name, trunk, "backbone.body."))
     return Recognised(
         f"torchvision's {model}", config, dialect, arrays, False, left_out, notes
     )
@@ -132,7 +133,7 @@ def torchvision_classifier(arrays: Arrays) -> Recognised | None:
         strides=strides,
         sizes=tuple((8.0 * stride,) for stride in strides),
     )
-    dialect = Dialect(partial(_trunk_name, trunk, prefix))
+    dialect = torch_dialect(partial(_trunk_name, trunk, prefix))
     return Recognised(f"torchvision's {name}", config, dialect, arrays, True, left_out)
 
 
@@ -151,7 +152,7 @@ def detectron2_model(arrays: Arrays) -> Recognised | None:
     config = detectron2_resnet(depth, kind, resnext=resnext, detector=detector)
     architecture = "X_101_32x8d" if resnext else f"R_{depth}"
     start = "faster_rcnn" if detector else "rpn"
-    dialect = Dialect(partial(_detectron2_name, prefix))
+    dialect = torch_dialect(partial(_detectron2_name, prefix))
     left_out = (
         r"proposal_generator\.anchor_generator\..*",
         r"pixel_(mean|std)",
@@ -163,6 +164,7 @@ def detectron2_model(arrays: Arrays) -> Recognised | None:
 
 def detectron2_trunk(arrays: Arrays) -> Recognised | None:
     """A converted ImageNet trunk: `stem.conv1.*`, or Caffe2's names."""
+    caffe2 = "conv1_w" in arrays
     arrays = {trunks.from_caffe2(name): value for name, value in arrays.items()}
     if "stem.conv1.weight" not in arrays or "stem.conv1.norm.weight" not in arrays:
         return None
@@ -175,18 +177,29 @@ def detectron2_trunk(arrays: Arrays) -> Recognised | None:
         arrays.setdefault(norm + "running_mean", np.zeros_like(like))
         arrays.setdefault(norm + "running_var", np.ones_like(like))
     config = detectron2_resnet(depth, "fpn", resnext=resnext)
-    dialect = Dialect(partial(_detectron2_trunk_name, ""))
+    notes = ()
+    if not caffe2 and not resnext:
+        # What has been converted from Caffe2 keeps its names; this is torchvision's.
+        options = dataclasses.replace(config.backbone_options, stride_in_1x1=False)
+        config = dataclasses.replace(config, backbone_options=options)
+        notes = ("strides are taken to be in the 3 x 3 convolutions, as torchvision's",)
+    dialect = torch_dialect(partial(_detectron2_trunk_name, ""))
     # conv1_b is a bias of zeros in Caffe2's files.
     left_out = (r"fc1000[._].*", r"pred_.*", r"stem\.fc\..*", r"stem\.conv1\.bias")
     name = "X-101-32x8d" if resnext else f"R-{depth}"
-    return Recognised(f"detectron2's {name}", config, dialect, arrays, True, left_out)
+    model = f"detectron2's {name}"
+    return Recognised(model, config, dialect, arrays, True, left_out, notes)
 
 
 def keras_squeezenet(arrays: Arrays) -> Recognised | None:
     """SqueezeNet 1.1 in Keras' layout, which is ours: `fire2/squeeze1x1/kernel`."""
     if "fire2/squeeze1x1/kernel" not in arrays:
         return None
-    dialect = Dialect(lambda module: _below_trunk(module), torch=False)
+
+    def name(path: Path) -> str | None:
+        return _below_trunk("/".join(path[1:]))
+
+    dialect = Dialect(name, torch=False)
     return Recognised("Keras' SqueezeNet 1.1", RPNConfig(), dialect, arrays, True)
 
 

@@ -37,12 +37,11 @@ def torchvision_mobilenet_fpn(*, small_images: bool = False) -> RPNConfig:
     Args:
         small_images: the variant for images of 320 pixels; its weight files look alike.
     """
-    image, proposals = TORCHVISION.image, TORCHVISION.proposals
+    image = TORCHVISION.image
+    proposals = dataclasses.replace(TORCHVISION.proposals, score_threshold=0.05)
     if small_images:
         image = dataclasses.replace(image, min_size=320, max_size=640)
-        proposals = dataclasses.replace(
-            proposals, score_threshold=0.05, test_pre_nms=150, test_post_nms=150
-        )
+        proposals = dataclasses.replace(proposals, test_pre_nms=150, test_post_nms=150)
     return RPNConfig(
         backbone="mobilenet_v3_large_fpn",
         strides=(32, 32, 64),

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -93,6 +94,11 @@ def make_optimizer(
     optimizer = optax.chain(*parts)
     if not freeze:
         return optimizer
-    return optax.transforms.selective_transform(
-        optimizer, freeze_mask=lambda params: frozen_mask(params, freeze)
+
+    def labels(params):
+        mask = frozen_mask(params, freeze)
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", mask)
+
+    return optax.partition(
+        {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
     )

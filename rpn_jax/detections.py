@@ -1,0 +1,135 @@
+"""Detections: class scores and boxes of RoIs, without duplicates."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from rpn_jax.ops._checks import (
+    ImageSize,
+    as_boxes,
+    as_float,
+    as_image_size,
+    as_mask,
+    check_option,
+)
+from rpn_jax.ops.boxes import clip_boxes_to_image
+from rpn_jax.ops.coding import MAX_LOG_SCALE, decode_boxes
+from rpn_jax.ops.multiclass_nms import multiclass_nms
+
+
+class Detections(NamedTuple):
+    """Objects found, best first.
+
+    Attributes:
+        boxes: `[D, 4]` float32 xyxy, pixels of the network input, within the image;
+            zeros where not valid.
+        scores: `[D]` float32 probabilities; 0 where not valid.
+        labels: `[D]` int32, classes from 0; -1 where not valid.
+        valid: `[D]` bool.
+    """
+
+    boxes: Float[Array, "*b D 4"]
+    scores: Float[Array, "*b D"]
+    labels: Int[Array, "*b D"]
+    valid: Bool[Array, "*b D"]
+
+
+def generate_detections(
+    boxes: ArrayLike,
+    valid: ArrayLike | None,
+    logits: ArrayLike,
+    deltas: ArrayLike,
+    image_size: ImageSize,
+    *,
+    background: str = "first",
+    weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+    max_log_scale: float = MAX_LOG_SCALE,
+    score_threshold: ArrayLike = 0.05,
+    min_size: ArrayLike = 0.0,
+    nms_threshold: ArrayLike = 0.5,
+    max_detections: int = 100,
+) -> Detections:
+    """Turn the second stage's outputs for one image into detections.
+
+    Each RoI gives a box for each class: the class's deltas applied, clipped to the
+    image. Boxes of too low a score or too small are dropped; NMS runs within each
+    class; the best of all classes are kept.
+
+    Args:
+        boxes: `[K, 4]` xyxy RoIs, pixels of the network input.
+        valid: `[K]` bool, which RoIs exist; None: all.
+        logits: `[K, C + 1]`, of C classes and the background.
+        deltas: `[K, C or C + 1, 4]`; with C + 1 the background's are not used.
+        image_size: `[2]` (height, width) of the image within its padding.
+        background: "first" or "last" among the classes.
+        weights: factors of (dx, dy, dw, dh).
+        max_log_scale: see `decode_boxes`.
+        score_threshold: a probability (softmax) must exceed it.
+        min_size: least width and height after clipping, pixels.
+        nms_threshold: IoU above which NMS suppresses.
+        max_detections: D; static.
+
+    Returns:
+        `Detections`, by descending score, ties to the lower RoI, then the lower class.
+        Boxes and scores are differentiable, the choice is not.
+
+    Raises:
+        ValueError: a shape, dtype or option is wrong.
+
+    Reference:
+        Girshick, Fast R-CNN, ICCV 2015; torchvision `postprocess_detections`,
+        detectron2 `fast_rcnn_inference`.
+
+    Example:
+        >>> rois = jnp.array([[0.0, 0, 10, 10], [1, 0, 11, 10]])
+        >>> logits = jnp.array([[0.0, 3, 0], [0, 2, 0]])  # background, two classes
+        >>> found = generate_detections(
+        ...     rois, None, logits, jnp.zeros((2, 2, 4)), (20, 20), max_detections=2)
+        >>> found.labels, found.boxes[0]
+        (Array([0, 1], dtype=int32), Array([ 0.,  0., 10., 10.], dtype=float32))
+    """
+    check_option(background, ("first", "last"), "background")
+    boxes = as_boxes(boxes, "boxes", rank=2)
+    valid = as_mask(valid, boxes.shape[:1], "valid")
+    logits, deltas = as_float(logits, "logits"), as_boxes(deltas, "deltas", rank=3)
+    count, classes = boxes.shape[0], logits.shape[-1] - 1
+    if logits.shape != (count, classes + 1) or classes < 1:
+        raise ValueError(
+            f"logits must be [{count}, classes + 1], got shape {logits.shape}"
+        )
+    if deltas.shape[:2] not in ((count, classes), (count, classes + 1)):
+        raise ValueError(
+            f"deltas must be [{count}, {classes} or {classes + 1}, 4], got shape "
+            f"{deltas.shape}"
+        )
+    without = slice(1, None) if background == "first" else slice(classes)
+    scores = jax.nn.softmax(logits)[:, without]
+    if deltas.shape[1] != classes:
+        deltas = deltas[:, without]
+    boxes = decode_boxes(
+        deltas,
+        jnp.broadcast_to(boxes[:, None], deltas.shape),
+        weights=weights,
+        max_log_scale=max_log_scale,
+    )
+    boxes = clip_boxes_to_image(boxes, as_image_size(image_size))
+    large = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(axis=-1)
+    kept = multiclass_nms(
+        boxes,
+        jnp.where(large, scores, -math.inf),
+        iou_threshold=nms_threshold,
+        max_outputs=max_detections,
+        score_threshold=score_threshold,
+        valid=valid,
+    )
+    of, label = jnp.maximum(kept.indices, 0), jnp.maximum(kept.classes, 0)
+    return Detections(
+        jnp.where(kept.valid[:, None], boxes[of, label], 0.0),
+        jnp.where(kept.valid, scores[of, label], 0.0),
+        kept.classes,
+        kept.valid,
+    )

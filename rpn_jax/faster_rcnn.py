@@ -1,0 +1,443 @@
+"""Faster R-CNN: proposals, RoI pooling and a second stage, trained together.
+
+Shape legend: `B` images of padded size `H x W`, `K` proposals and `S` sampled RoIs an
+image, `C` classes, `D` detections an image.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from rpn_jax.batch import Batch
+from rpn_jax.conventions import Checked, Convention, RoIConvention
+from rpn_jax.detections import Detections, generate_detections
+from rpn_jax.models import (
+    BoxPredictor,
+    ConvFC,
+    Res5,
+    ResNet,
+    RPNHead,
+    TwoFC,
+    stop_frozen,
+)
+from rpn_jax.objective import RPNOutputs, rpn_objective
+from rpn_jax.ops._batching import map_images
+from rpn_jax.ops.losses import smooth_l1_loss
+from rpn_jax.ops.roi_align import multilevel_roi_align
+from rpn_jax.ops.roi_levels import assign_levels
+from rpn_jax.ops.roi_pool import roi_pool
+from rpn_jax.proposals import Proposals
+from rpn_jax.roi_targets import RoITargets, roi_targets
+from rpn_jax.rpn import (
+    Params,
+    RPNConfig,
+    flat_outputs,
+    normalize_images,
+    propose_from,
+    rpn_modules,
+)
+
+Maps = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FasterRCNNConfig(Checked):
+    """What a detector is made of.
+
+    Attributes:
+        rpn: the region proposal network within, with the convention of the whole.
+        classes: names of the classes, the background not among them.
+        box_head: the second stage: "two_fc", two fully connected layers; "conv_fc",
+            four convolutions and one such layer (torchvision's v2); "res5", the last
+            stage of the ResNet (C4 models).
+        box_features: of the fully connected layers.
+        roi_size: bins of a pooled RoI, along each side.
+        roi_levels: number of maps, from the finest, that RoIs are pooled from.
+        box_background: whether the second stage predicts a box for the background too.
+            Nothing uses it, and torchvision's weights have it.
+        roi_weight: factor of the second stage's losses.
+    """
+
+    rpn: RPNConfig = RPNConfig()
+    classes: tuple[str, ...] = ("object",)
+    box_head: Literal["two_fc", "conv_fc", "res5"] = "two_fc"
+    box_features: int = 1024
+    roi_size: int = 7
+    roi_levels: int = 1
+    box_background: bool = False
+    roi_weight: float = 1.0
+
+    @property
+    def convention(self) -> Convention:
+        """Every choice on which the peers differ."""
+        return self.rpn.convention
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """What is not trained: that of `rpn`, whose paths may name the head too."""
+        return self.rpn.freeze
+
+
+class FasterRCNNOutputs(NamedTuple):
+    """The network's outputs on a batch.
+
+    Attributes:
+        rpn: of the first stage.
+        proposals: fields `[B, K, ...]`.
+        logits: `[B, K, C + 1]` float32, of the classes and the background.
+        deltas: `[B, K, C or C + 1, 4]` float32.
+    """
+
+    rpn: RPNOutputs
+    proposals: Proposals
+    logits: Float[Array, "B K _"]
+    deltas: Float[Array, "B K _ 4"]
+
+
+class FasterRCNN(NamedTuple):
+    """A detector as pure functions.
+
+    Attributes:
+        init: `init(key, image_size=(H, W)) -> params`, the whole Linen variables dict.
+        apply: `apply(params, images, image_sizes, *, image_scales=None) ->
+            FasterRCNNOutputs`, as in inference.
+        loss: `loss(key, params, batch) -> (loss, metrics)`, scalars.
+        propose: as of `RPN`: what the first stage proposes.
+        detect: `detect(params, images, image_sizes, *, image_scales=None) ->
+            Detections`, each field with a leading B.
+        config: the `FasterRCNNConfig` that it was made from.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., FasterRCNNOutputs]
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    propose: Callable[..., Proposals]
+    detect: Callable[..., Detections]
+    config: FasterRCNNConfig
+
+
+class FasterRCNNModule(nn.Module):
+    """Backbone, RPN head, box head and predictor; parts are called one by one."""
+
+    backbone: nn.Module
+    rpn: RPNHead
+    box_head: nn.Module
+    box_predictor: BoxPredictor
+
+    def first(self, images: jax.Array):
+        """Map normalised images to (maps, scores, deltas), lists over the levels."""
+        maps = self.backbone(images)
+        outputs = [self.rpn(features) for features in maps]
+        return maps, [scores for scores, _ in outputs], [deltas for _, deltas in outputs]
+
+    def second(self, pooled: jax.Array):
+        """Map pooled RoIs `[R, P, P, C]` to (logits, deltas)."""
+        return self.box_predictor(self.box_head(pooled))
+
+    def both(self, images: jax.Array, roi_size: int):
+        """Call everything once, to initialise it."""
+        maps, _, _ = self.first(images)
+        pooled = jnp.zeros((1, roi_size, roi_size, maps[0].shape[-1]))
+        return self.second(pooled)
+
+
+def faster_rcnn(
+    config: FasterRCNNConfig, *, backbone: nn.Module | None = None
+) -> FasterRCNN:
+    """Make a detector.
+
+    Args:
+        config: what it is made of.
+        backbone: your own, as of `rpn`.
+
+    Returns:
+        A `FasterRCNN` of pure functions, to be jitted by the caller. Images and sizes
+        are as of `rpn`; a batch to train on needs `labels`.
+
+    Raises:
+        ValueError: the configuration is inconsistent.
+
+    Reference:
+        Ren et al., Faster R-CNN, NeurIPS 2015.
+
+    Example:
+        >>> config = FasterRCNNConfig(
+        ...     rpn=RPNConfig(backbone="small_resnet", sizes=((32.0, 64.0),)),
+        ...     classes=("cat", "dog"), box_features=16)
+        >>> model = faster_rcnn(config)
+        >>> params = model.init(jax.random.key(0), image_size=(64, 64))
+        >>> images, sizes = jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]])
+        >>> model.detect(params, images, sizes).boxes.shape
+        (1, 100, 4)
+    """
+    convention, rules = config.convention, config.convention.roi
+    module = _module(config, backbone)
+
+    def init(key: jax.Array, *, image_size: tuple[int, int]) -> Params:
+        def both(key):
+            images = jnp.zeros((1, *image_size, 3))
+            return module.init(key, images, config.roi_size, method="both")
+
+        return jax.jit(both)(key)
+
+    def first(params, images, image_sizes) -> tuple[Maps, RPNOutputs]:
+        images = normalize_images(images, image_sizes, convention.image)
+        maps, scores, offsets = cast(Any, module.apply(params, images, method="first"))
+        outputs = flat_outputs(config.rpn, scores, offsets, images.shape[1:3])
+        return maps[: config.roi_levels], outputs
+
+    def second(params, maps: Maps, boxes, valid):
+        """Pool RoIs [B, R, 4] and look at them: logits and deltas, [B, R, ...]."""
+        pooled = map_images(
+            lambda strides, maps, boxes, valid: pool_rois(
+                maps, boxes, valid, strides, size=config.roi_size, convention=rules
+            ),
+            jnp.array(config.rpn.strides[: config.roi_levels], jnp.float32),
+            maps,
+            boxes,
+            valid,
+        )
+        rows = pooled.reshape(-1, *pooled.shape[2:])
+        outputs = cast(Any, module.apply(params, rows, method="second"))
+        return tuple(x.reshape(*boxes.shape[:2], *x.shape[1:]) for x in outputs)
+
+    def apply(
+        params: Params,
+        images: ArrayLike,
+        image_sizes: ArrayLike,
+        *,
+        image_scales: ArrayLike | None = None,
+    ) -> FasterRCNNOutputs:
+        maps, outputs = first(params, images, image_sizes)
+        proposals = propose_from(
+            outputs, image_sizes, image_scales, convention, train=False
+        )
+        logits, deltas = second(params, maps, proposals.boxes, proposals.valid)
+        return FasterRCNNOutputs(outputs, proposals, logits, deltas)
+
+    def loss(key: jax.Array, params: Params, batch: Batch):
+        params = stop_frozen(params, config.freeze)
+        for_rpn, for_rois = jax.random.split(key)
+        maps, outputs = first(params, batch.images, batch.image_sizes)
+        total, metrics = rpn_objective(for_rpn, outputs, batch, convention)
+        proposals = propose_from(
+            jax.lax.stop_gradient(outputs),
+            batch.image_sizes,
+            jnp.asarray(batch.scales).mean(axis=1),
+            convention,
+            train=True,
+        )
+        targets = batch_roi_targets(for_rois, proposals, batch, convention)
+        logits, deltas = second(params, maps, targets.boxes, targets.valid)
+        class_loss, box_loss = detection_losses(logits, deltas, targets, rules)
+        total += config.roi_weight * (class_loss + box_loss)
+        count = jnp.maximum(targets.valid.sum(), 1)
+        names = {"loss_objectness": "loss_rpn_objectness", "loss_box": "loss_rpn_box"}
+        return total, {
+            **{names.get(key, key): value for key, value in metrics.items()},
+            "loss": total,
+            "loss_class": class_loss,
+            "loss_box": box_loss,
+            "rois_on_objects": (targets.labels >= 0).sum() / count,
+        }
+
+    def propose(
+        params: Params,
+        images: ArrayLike,
+        image_sizes: ArrayLike,
+        *,
+        train: bool = False,
+        image_scales: ArrayLike | None = None,
+    ) -> Proposals:
+        _, outputs = first(params, images, image_sizes)
+        return propose_from(outputs, image_sizes, image_scales, convention, train=train)
+
+    def detect(
+        params: Params,
+        images: ArrayLike,
+        image_sizes: ArrayLike,
+        *,
+        image_scales: ArrayLike | None = None,
+    ) -> Detections:
+        outputs = apply(params, images, image_sizes, image_scales=image_scales)
+        return batch_detections(outputs, image_sizes, rules)
+
+    return FasterRCNN(init, apply, loss, propose, detect, config)
+
+
+def pool_rois(
+    maps: Maps,
+    boxes: jax.Array,
+    valid: jax.Array,
+    strides: jax.Array,
+    *,
+    size: int,
+    convention: RoIConvention,
+) -> Float[Array, "R P P F"]:
+    """Pool the RoIs of one image, each from the level that suits its size.
+
+    Args:
+        maps: `[h, w, F]`, fine to coarse.
+        boxes: `[R, 4]` xyxy, pixels of the padded image.
+        valid: `[R]` bool.
+        strides: pixels per cell of each map.
+        size: bins along each side.
+        convention: how.
+    """
+    scales = tuple(1 / strides[level] for level in range(len(maps)))
+    if convention.pooling == "pool":
+        (only,), (scale,) = maps, scales
+        return roi_pool(
+            only, boxes, output_size=size, spatial_scale=scale, valid=valid
+        )
+    levels = jnp.zeros_like(valid, jnp.int32)
+    if len(maps) > 1:
+        levels = assign_levels(
+            boxes, min_level=0, max_level=len(maps) - 1, rule=convention.level_rule
+        )
+    return multilevel_roi_align(
+        maps,
+        boxes,
+        levels,
+        output_size=size,
+        spatial_scales=scales,
+        sampling_ratio=convention.sampling_ratio,
+        aligned=convention.aligned,
+        valid=valid,
+    )
+
+
+def detection_losses(
+    logits: jax.Array, deltas: jax.Array, targets: RoITargets, rules: RoIConvention
+) -> tuple[jax.Array, jax.Array]:
+    """Compute the second stage's losses, both per sampled RoI of the batch.
+
+    Args:
+        logits: `[B, S, C + 1]`.
+        deltas: `[B, S, C or C + 1, 4]`.
+        targets: fields `[B, S, ...]`.
+        rules: where the background stands, and beta of smooth-L1.
+
+    Returns:
+        Cross-entropy over classes and background, and smooth-L1 of RoIs on objects
+        with the deltas of their class.
+    """
+    classes = logits.shape[-1] - 1
+    positive = targets.labels >= 0
+    first = rules.background == "first"
+    background = 0 if first else classes
+    column = jnp.where(positive, targets.labels + first, background)
+    count = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), column[..., None], -1)
+    class_loss = -jnp.where(targets.valid, chosen[..., 0], 0.0).sum() / count
+    with_background = deltas.shape[-2] == classes + 1
+    box = jnp.maximum(targets.labels, 0) + (first and with_background)
+    deltas = jnp.take_along_axis(deltas, box[..., None, None], axis=-2)[..., 0, :]
+    # The others' deltas are anything: zeros give them a finite, unused gradient.
+    deltas = jnp.where(positive[..., None], deltas, 0.0)
+    losses = smooth_l1_loss(deltas, targets.deltas, beta=rules.beta).sum(-1)
+    return class_loss, jnp.where(positive, losses, 0.0).sum() / count
+
+
+def batch_roi_targets(
+    key: jax.Array, proposals: Proposals, batch: Batch, convention: Convention
+) -> RoITargets:
+    """Draw the RoIs of every image of a batch; fields get a leading B.
+
+    Image i draws from fold_in(key, i). Nothing is drawn from an image of id -1, which
+    only fills the batch.
+    """
+    rules = convention.roi
+
+    def one(key, index, boxes, valid, gt_boxes, gt_labels, gt_valid, gt_ignore):
+        return roi_targets(
+            jax.random.fold_in(key, index),
+            boxes,
+            valid,
+            gt_boxes,
+            gt_labels,
+            gt_valid,
+            gt_ignore,
+            iou_threshold=rules.iou_threshold,
+            ignore_threshold=convention.targets.ignore_threshold,
+            sample_size=rules.sample_size,
+            positive_fraction=rules.positive_fraction,
+            weights=rules.weights,
+        )
+
+    arrays = (batch.boxes, batch.labels, batch.valid, batch.ignore)
+    real = jnp.asarray(batch.image_ids) >= 0
+    valid = proposals.valid & real[:, None]
+    objects = [jnp.asarray(x) for x in arrays]
+    objects[2] &= real[:, None]
+    index = jnp.arange(len(valid))
+    return map_images(one, key, index, proposals.boxes, valid, *objects)
+
+
+def batch_detections(
+    outputs: FasterRCNNOutputs, image_sizes: ArrayLike, rules: RoIConvention
+) -> Detections:
+    """Make the detections of every image of a batch; fields get a leading B."""
+
+    def one(_, boxes, valid, logits, deltas, size):
+        return generate_detections(
+            boxes,
+            valid,
+            logits,
+            deltas,
+            size,
+            background=rules.background,
+            weights=rules.weights,
+            max_log_scale=rules.max_log_scale,
+            score_threshold=rules.score_threshold,
+            min_size=rules.min_size,
+            nms_threshold=rules.nms_threshold,
+            max_detections=rules.max_detections,
+        )
+
+    proposals = outputs.proposals
+    return map_images(
+        one,
+        None,
+        proposals.boxes,
+        proposals.valid,
+        outputs.logits,
+        outputs.deltas,
+        jnp.asarray(image_sizes),
+    )
+
+
+def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:
+    """Build the parts of a detector and check them against each other."""
+    backbone, head = rpn_modules(config.rpn, backbone)
+    dtype = jnp.dtype(config.rpn.dtype)
+    if not 1 <= config.roi_levels <= len(config.rpn.strides):
+        raise ValueError(
+            f"roi_levels must be 1 to {len(config.rpn.strides)}, the number of "
+            f"feature maps, got {config.roi_levels}"
+        )
+    if config.convention.roi.pooling == "pool" and config.roi_levels > 1:
+        raise ValueError("roi_levels must be 1 where pooling is 'pool'")
+    if config.box_head == "res5":
+        if not isinstance(backbone, ResNet) or backbone.stages != ("res4",):
+            raise ValueError(
+                f"box_head 'res5' wants a backbone that ends with res4, such as "
+                f"resnet50_c4, got {config.rpn.backbone}"
+            )
+        box_head = Res5(backbone.clone(name=None), dtype=dtype)
+    elif config.box_head == "conv_fc":
+        box_head = ConvFC(features=config.box_features, dtype=dtype)
+    else:
+        box_head = TwoFC(config.box_features, dtype=dtype)
+    classes = len(config.classes)
+    predictor = BoxPredictor(
+        scores=classes + 1, boxes=classes + config.box_background, dtype=dtype
+    )
+    return FasterRCNNModule(backbone, head, box_head, predictor)

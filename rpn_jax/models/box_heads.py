@@ -1,0 +1,129 @@
+"""The second stage of a detector: from pooled RoIs to class scores and boxes.
+
+R RoIs, P x Q bins, C channels.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rpn_jax.models.conv import conv2d
+from rpn_jax.models.norm import FrozenBatchNorm
+from rpn_jax.models.resnet import ResidualBlock, ResNet
+
+
+class Dense(nn.Module):
+    """Fully connected layer on pooled maps or on vectors.
+
+    The kernel of the first kind is stored `[P, Q, C, features]`, as of a convolution
+    that covers the whole map: that is how torch's flattened channels come out right.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_uniform()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[R, ...]` to `[R, features]` in the compute dtype."""
+        shape = (*x.shape[1:], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x = x.reshape(x.shape[0], -1).astype(self.dtype)
+        kernel = kernel.reshape(-1, self.features).astype(self.dtype)
+        return x @ kernel + bias[None].astype(self.dtype)
+
+
+class TwoFC(nn.Module):
+    """Two fully connected layers, `fc6` and `fc7` (Girshick, Fast R-CNN, 2015).
+
+    Attributes:
+        features: Of both.
+        dtype: Compute type.
+    """
+
+    features: int = 1024
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[R, P, Q, C]` to `[R, features]`."""
+        for name in ("fc6", "fc7"):
+            x = nn.relu(Dense(self.features, dtype=self.dtype, name=name)(x))
+        return x
+
+
+class ConvFC(nn.Module):
+    """Convolutions with frozen batch norm and one fully connected layer.
+
+    The box head of torchvision's v2 (Li et al., Benchmarking Detection Transfer
+    Learning with Vision Transformers, 2021).
+
+    Attributes:
+        convs: Number of 3 x 3 convolutions, each as wide as the maps.
+        features: Of the fully connected layer.
+        dtype: Compute type.
+    """
+
+    convs: int = 4
+    features: int = 1024
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[R, P, Q, C]` to `[R, features]`."""
+        for n in range(1, self.convs + 1):
+            conv = conv2d(
+                x.shape[-1], use_bias=False, dtype=self.dtype, name=f"conv{n}"
+            )
+            x = nn.relu(FrozenBatchNorm(dtype=self.dtype, name=f"norm{n}")(conv(x)))
+        return nn.relu(Dense(self.features, dtype=self.dtype, name="fc")(x))
+
+
+class Res5(nn.Module):
+    """The last stage of a ResNet on each RoI, and the mean over its cells.
+
+    The second stage of C4 models (He et al., 2015, appendix A).
+
+    Attributes:
+        trunk: The ResNet that the stage belongs to.
+        dtype: Compute type.
+    """
+
+    trunk: ResNet
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[R, P, Q, C]` to `[R, 2048]`, the output of res5 averaged."""
+        for n, options in enumerate(self.trunk.blocks(5)):
+            x = ResidualBlock(**options, dtype=self.dtype, name=f"res5_{n}")(x)
+        return x.mean(axis=(1, 2))
+
+
+class BoxPredictor(nn.Module):
+    """Class scores and class-aware box deltas of each RoI.
+
+    Attributes:
+        scores: Number of class scores, the background's among them.
+        boxes: Number of boxes a RoI.
+        dtype: Compute type; outputs are float32.
+    """
+
+    scores: int
+    boxes: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Map `[R, features]` to scores `[R, scores]` and deltas `[R, boxes, 4]`."""
+
+        def predict(features: int, deviation: float, name: str) -> jax.Array:
+            init = nn.initializers.normal(deviation)
+            dense = Dense(features, dtype=self.dtype, kernel_init=init, name=name)
+            return dense(x).astype(jnp.float32)
+
+        # As first published: Fast R-CNN, section 2.3.
+        scores = predict(self.scores, 0.01, "cls_score")
+        deltas = predict(4 * self.boxes, 0.001, "bbox_pred")
+        return scores, deltas.reshape(*deltas.shape[:-1], self.boxes, 4)
