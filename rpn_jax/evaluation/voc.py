@@ -5,7 +5,7 @@ classes. Boxes are xyxy, continuous, detections and objects in one frame.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +131,7 @@ def voc_average_precision(
     matches: DetectionMatches | Iterable[DetectionMatches],
     *,
     num_classes: int,
-    method: Literal["area", "11point"] = "area",
+    method: str = "area",
 ) -> VOCAveragePrecision:
     """Compute PASCAL VOC's average precision over images.
 
