@@ -82,8 +82,8 @@ def match_detections(
     Args:
         boxes: `[N, 4]` xyxy, pixels.
         scores: `[N]`, in any order.
-        labels: `[N]` integers, 0-based classes. To match without classes, give zeros
-            here and for the objects.
+        labels: `[N]` integers, 0-based classes; a negative one counts as padding. To
+            match without classes, give zeros here and for the objects.
         valid: `[N]` bool; an image that only fills a batch has no valid detection.
         gt_boxes: `[G, 4]` xyxy objects.
         gt_labels: `[G]` integers, classes of the objects.
@@ -122,7 +122,7 @@ def match_detections(
     overlaps = jnp.where(
         crowd, ioa_of_corners(objects, found), iou_of_corners(found, objects)
     )
-    same = same_class(labels, valid, gt_labels, gt_valid)
+    same = same_class(labels, gt_labels, gt_valid)
     overlaps = jnp.where(same, overlaps, -1)
     index = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
     counted = counted[:, None]  # [R, 1, G]
@@ -168,9 +168,9 @@ def as_labels(labels, shape, name) -> jax.Array:
     return as_groups(labels, shape, name).astype(jnp.int32)
 
 
-def same_class(labels, valid, gt_labels, gt_valid) -> jax.Array:
-    """Which detections and objects may meet, `[N, G]`."""
-    return (labels[:, None] == gt_labels) & valid[:, None] & gt_valid
+def same_class(labels, gt_labels, gt_valid) -> jax.Array:
+    """Which detections and objects may meet, `[N, G]`; padded labels are -1."""
+    return (labels[:, None] == gt_labels) & gt_valid
 
 
 def places(scores, valid) -> jax.Array:

@@ -74,7 +74,7 @@ def match_voc_detections(
     Args:
         boxes: `[N, 4]` xyxy, pixels.
         scores: `[N]`, in any order.
-        labels: `[N]` integers, 0-based classes.
+        labels: `[N]` integers, 0-based classes; a negative one counts as padding.
         valid: `[N]` bool; an image that only fills a batch has no valid detection.
         gt_boxes: `[G, 4]` xyxy objects.
         gt_labels: `[G]` integers, classes of the objects.
@@ -108,7 +108,7 @@ def match_voc_detections(
     cut = as_thresholds(iou_thresholds, boxes.dtype)[:, None, None]
 
     overlaps = iou_of_corners(*pairs_of_corners(boxes, gt_boxes))
-    same = same_class(labels, valid, gt_labels, gt_valid)
+    same = same_class(labels, gt_labels, gt_valid)
     overlaps = jnp.where(same, overlaps, -1)
     best = overlaps == jnp.max(overlaps, axis=-1, keepdims=True, initial=-1)
     own = same & best & (jnp.cumsum(best, axis=-1) == 1)  # the first of the best

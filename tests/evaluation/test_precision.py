@@ -257,6 +257,11 @@ def test_equals_pycocotools_with_few_detections_an_image():
     assert (np.diff(result.recall[0], axis=0) > 0).any(axis=(1, 2)).all()
 
 
+def test_equals_pycocotools_in_float64():
+    with jax.enable_x64(True):
+        assert_figures_equal(*assert_equals_pycocotools(*scene(6)))
+
+
 def test_equals_pycocotools_without_classes():
     truth, results = random_coco(8)
     for item in truth["annotations"] + results:
