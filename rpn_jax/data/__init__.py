@@ -5,7 +5,7 @@ Grain and tfds are imported when they are used: `make_dataset` needs the first,
 """
 
 from rpn_jax.data.coco import CocoSource
-from rpn_jax.data.export import export_coco
+from rpn_jax.data.export import coco_results, export_coco
 from rpn_jax.data.images import decode_image, load_image
 from rpn_jax.data.pipeline import make_dataset, resize_record
 from rpn_jax.data.records import DataError, Record, Source, check_record
@@ -26,6 +26,7 @@ __all__ = [
     "TfdsSource",
     "VocSource",
     "check_record",
+    "coco_results",
     "decode_image",
     "export_coco",
     "load_image",

@@ -1,7 +1,9 @@
-"""Any source written as image files and a COCO json."""
+"""What COCO's tools read: any source as images and a json, detections as results."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,3 +48,58 @@ def export_coco(source: Source, folder: str | Path) -> Path:
     content = dict(images=images, annotations=annotations, categories=categories)
     path.write_text(json.dumps(content))
     return path
+
+
+def coco_results(
+    image_ids: Any,
+    boxes: Any,
+    scores: Any,
+    labels: Any,
+    valid: Any,
+    *,
+    category_ids: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+    """Turn the detections of a batch into COCO results.
+
+    Join the lists of all batches and write them with `json.dumps`: pycocotools'
+    `loadRes` reads the file, or the list itself.
+
+    Args:
+        image_ids: [B] ids of the images; a negative one only fills the batch.
+        boxes: [B, N, 4] xyxy in pixels of the original images.
+        scores: [B, N].
+        labels: [B, N] 0-based classes.
+        valid: [B, N] bool.
+        category_ids: COCO's id of each class, as `CocoSource.category_ids`. Default:
+            the class + 1, as `export_coco` writes it.
+
+    Returns:
+        A dict of `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`
+        for every valid detection, image by image in the order given.
+
+    Raises:
+        ValueError: a label has no category id.
+    """
+    image_ids, scores, labels = map(np.asarray, (image_ids, scores, labels))
+    valid = np.asarray(valid) & (image_ids >= 0)[:, None]
+    images, rows = np.nonzero(valid)
+    classes = labels[images, rows]
+    highest = classes.max(initial=-1)
+    ids = np.arange(1, highest + 2) if category_ids is None else category_ids
+    if classes.min(initial=0) < 0 or highest >= len(ids):
+        raise ValueError(
+            f"labels must be 0 to {len(ids) - 1}, one category id for each, got "
+            f"{classes.min()} to {highest}"
+        )
+    corners = np.asarray(boxes, np.float64)[images, rows]
+    xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    return [
+        dict(image_id=i, category_id=int(ids[c]), bbox=box, score=score)
+        for i, c, box, score in zip(
+            image_ids[images].tolist(),
+            classes.tolist(),
+            xywh.tolist(),
+            scores[images, rows].astype(np.float64).tolist(),
+            strict=True,
+        )
+    ]

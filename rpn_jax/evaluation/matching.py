@@ -86,10 +86,8 @@ def match_objects(
     counted = counted_objects(gt_boxes, gt_valid, gt_ignore, gt_areas, area_ranges)[
         :, None
     ]
-    iou, cut = _pairwise_iou(boxes, gt_boxes), jnp.asarray(iou_thresholds, boxes.dtype)
-    if cut.ndim != 1:
-        raise ValueError(f"iou_thresholds must be [T], got shape {cut.shape}")
-    cut = cut[:, None]
+    iou = iou_of_corners(*pairs_of_corners(boxes, gt_boxes))
+    cut = as_thresholds(iou_thresholds, boxes.dtype)[:, None]
     # Carries derive from the inputs: a constant would not do inside shard_map.
     nobody = jnp.where(counted & (cut == cut), -1, -1).astype(jnp.int32)
     if 0 in iou.shape or 0 in nobody.shape:
@@ -118,11 +116,18 @@ def as_real_boxes(boxes: ArrayLike, name: str) -> jax.Array:
     return given if given.dtype == jnp.float64 else checked
 
 
-def _pairwise_iou(boxes1: jax.Array, boxes2: jax.Array) -> jax.Array:
-    ones, others = corners(boxes1), corners(boxes2)
-    return iou_of_corners(
-        Corners(*(x[:, None] for x in ones)), Corners(*(x[None, :] for x in others))
-    )
+def as_thresholds(iou_thresholds, dtype) -> jax.Array:
+    """Check thresholds `[T]`; they are compared in the dtype of the IoU."""
+    cut = jnp.asarray(iou_thresholds, dtype)
+    if cut.ndim != 1:
+        raise ValueError(f"iou_thresholds must be [T], got shape {cut.shape}")
+    return cut
+
+
+def pairs_of_corners(boxes: jax.Array, gt_boxes: jax.Array) -> tuple[Corners, Corners]:
+    """Corners of N boxes as `[N, 1]` and of G objects as `[1, G]`."""
+    ones, others = corners(boxes), corners(gt_boxes)
+    return Corners(*(x[:, None] for x in ones)), Corners(*(x[None] for x in others))
 
 
 def counted_objects(gt_boxes, gt_valid, gt_ignore, gt_areas, area_ranges) -> jax.Array:

@@ -82,6 +82,11 @@ def iou_of_corners(a: Corners, b: Corners) -> jax.Array:
     return _ratio(inter, (a.area + b.area) - inter)
 
 
+def ioa_of_corners(a: Corners, b: Corners) -> jax.Array:
+    """Share of b that lies in a, elementwise with broadcasting; 0 where b is empty."""
+    return _ratio(intersection_of_corners(a, b), b.area)
+
+
 def box_area(boxes: ArrayLike) -> Float[Array, "..."]:
     """Compute the area of boxes, 0 for those inverted in one direction.
 
@@ -201,8 +206,7 @@ def box_ioa(boxes1: ArrayLike, boxes2: ArrayLike) -> Float[Array, "N M"]:
         >>> box_ioa(a, jnp.array([[1.0, 0.0, 3.0, 2.0]]))
         Array([[0.5]], dtype=float32)
     """
-    b1, b2 = _pairs(boxes1, boxes2)
-    return _ratio(intersection_of_corners(b1, b2), b2.area)
+    return ioa_of_corners(*_pairs(boxes1, boxes2))
 
 
 def _enclosing(a: Corners, b: Corners):

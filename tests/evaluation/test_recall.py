@@ -1,5 +1,3 @@
-import contextlib
-import io
 import json
 
 import jax
@@ -20,20 +18,12 @@ from rpn_jax.evaluation import (
     recall_curve,
     recall_metrics,
 )
+from tests.evaluation.coco import pad, pycocotools, random_coco, xyxy
 
 NUM_COUNTS = len(MAX_PROPOSALS)
 
 jit_average_recall = jax.jit(average_recall)
 jit_matched_recall = jax.jit(matched_recall)
-
-
-def pad(arrays, length):
-    """Stack arrays of different length, zeros behind; and which rows are real."""
-    arrays = [np.asarray(a) for a in arrays]
-    out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), arrays[0].dtype)
-    for row, a in zip(out, arrays, strict=True):
-        row[: len(a)] = a
-    return out, np.arange(length) < np.array([[len(a)] for a in arrays])
 
 
 def arrays_of_coco(truth, results):
@@ -47,10 +37,6 @@ def arrays_of_coco(truth, results):
     def rows(items, image):
         items = [a for a in items if a["image_id"] == image]
         return sorted(items, key=lambda a: order.index(a["category_id"]))
-
-    def xyxy(items):
-        boxes = np.array([a["bbox"] for a in items], np.float64).reshape(-1, 4)
-        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], -1)
 
     found = [
         sorted(rows(results, i), key=lambda a: -a["score"])[: MAX_PROPOSALS[-1]]
@@ -67,70 +53,8 @@ def arrays_of_coco(truth, results):
 
 def pycocotools_recall(truth, results):
     """Recall `[R, K, T]` by pycocotools."""
-    coco = pytest.importorskip("pycocotools.coco")
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt = coco.COCO()
-        gt.dataset = truth
-        gt.createIndex()
-        evaluation = COCOeval(gt, gt.loadRes(results), "bbox")
-        evaluation.params.useCats = 0
-        evaluation.params.maxDets = list(MAX_PROPOSALS)
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = pycocotools(truth, results, classes=False, most=MAX_PROPOSALS)
     return evaluation.eval["recall"][:, 0].transpose(1, 2, 0)
-
-
-def random_coco(seed, images=12, grid=None):
-    """Scenes with crowd, empty images, equal scores, several classes."""
-    rng = np.random.default_rng(seed)
-    annotations, results = [], []
-    for image in range(1, images + 1):
-        objects = rng.integers(0, 15)
-        corner = rng.uniform(0, 500, (objects, 2))
-        sides = np.exp(rng.uniform(1.5, 5.5, (objects, 2)))
-        boxes = np.concatenate([corner, sides], -1)
-        if grid:
-            boxes = np.maximum(np.round(boxes / grid), 1) * grid
-        for box in boxes:
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image,
-                    category_id=int(rng.integers(1, 4)),
-                    bbox=box.tolist(),
-                    area=float(box[2] * box[3] * rng.uniform(0.5, 1)),
-                    iscrowd=int(rng.random() < 0.2),
-                )
-            )
-        count = rng.integers(0, 130)
-        noise = rng.normal(0, 0.1, (count, 4)) if objects else None
-        near = boxes[rng.integers(0, objects, count)] if objects else None
-        far = np.concatenate(
-            [rng.uniform(0, 500, (count, 2)), rng.uniform(5, 200, (count, 2))], -1
-        )
-        if objects:
-            near = near + noise * np.tile(near[:, 2:], 2)
-            far = np.where(rng.random((count, 1)) < 0.7, near, far)
-        if grid:
-            far = np.maximum(np.round(far / grid), 1) * grid
-        for box in far:
-            results.append(
-                dict(
-                    image_id=image,
-                    category_id=int(rng.integers(1, 4)),
-                    bbox=box.tolist(),
-                    score=float(np.round(rng.random(), 2)),
-                )
-            )
-    truth = dict(
-        info={},
-        images=[dict(id=i) for i in range(1, images + 1)],
-        annotations=annotations,
-        categories=[dict(id=c, name=str(c)) for c in (1, 2, 3)],
-    )
-    return truth, results
 
 
 def greedy_reference(boxes, valid, gt, gt_valid, ignore, areas, cut, least, most):

@@ -1,0 +1,57 @@
+import contextlib
+import io
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rpn_jax.data import coco_results
+
+BOXES = np.array([[[10, 20, 40, 60], [0, 0, 5, 5]], 2 * [[1, 2, 3, 4]]], np.float32)
+SCORES = np.array([[0.5, 0.25], [0.75, 1]], np.float32)
+LABELS = np.array([[0, 1], [2, -1]])
+VALID = np.array([[True, True], [True, False]])
+
+
+def test_results_are_corner_and_size_with_the_ids_of_the_json():
+    results = coco_results(
+        [42, 7], BOXES, SCORES, LABELS, VALID, category_ids=(1, 18, 90)
+    )
+    assert results == [
+        dict(image_id=42, category_id=1, bbox=[10, 20, 30, 40], score=0.5),
+        dict(image_id=42, category_id=18, bbox=[0, 0, 5, 5], score=0.25),
+        dict(image_id=7, category_id=90, bbox=[1, 2, 2, 2], score=0.75),
+    ]
+
+
+def test_images_that_fill_a_batch_have_no_results():
+    results = coco_results([42, -1], BOXES, SCORES, LABELS, VALID)
+    assert [(r["image_id"], r["category_id"]) for r in results] == [(42, 1), (42, 2)]
+
+
+def test_results_are_what_pycocotools_reads(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
+    arrays = (jnp.asarray(x) for x in (BOXES, SCORES, LABELS, VALID))
+    results = coco_results(jnp.array([42, 7]), *arrays)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    truth = coco.COCO()
+    truth.dataset = dict(info={}, images=[dict(id=42), dict(id=7)], categories=[])
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        read = truth.loadRes(str(path))
+    assert [a["area"] for a in read.loadAnns(read.getAnnIds(imgIds=[42]))] == [1200, 25]
+
+
+def test_no_detections_give_no_results():
+    assert coco_results([42, 7], BOXES, SCORES, LABELS, VALID & False) == []
+    none = np.zeros((0, 5))
+    assert coco_results([], np.zeros((0, 5, 4)), none, none.astype(int), none > 0) == []
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_label_without_a_category_is_named(label):
+    labels = np.where(LABELS == 2, label, LABELS)
+    with pytest.raises(ValueError, match=f"labels must be 0 to 2.* got .*{label}"):
+        coco_results([4, 7], BOXES, SCORES, labels, VALID, category_ids=(1, 2, 3))
