@@ -5,7 +5,6 @@ image, `C` classes, `D` detections an image.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -135,7 +134,11 @@ class FasterRCNNModule(nn.Module):
         """Map normalised images to (maps, scores, deltas), lists over the levels."""
         maps = self.backbone(images)
         outputs = [self.rpn(features) for features in maps]
-        return maps, [scores for scores, _ in outputs], [deltas for _, deltas in outputs]
+        return (
+            maps,
+            [scores for scores, _ in outputs],
+            [deltas for _, deltas in outputs],
+        )
 
     def second(self, pooled: jax.Array):
         """Map pooled RoIs `[R, P, P, C]` to (logits, deltas)."""
@@ -294,9 +297,7 @@ def pool_rois(
     scales = tuple(1 / strides[level] for level in range(len(maps)))
     if convention.pooling == "pool":
         (only,), (scale,) = maps, scales
-        return roi_pool(
-            only, boxes, output_size=size, spatial_scale=scale, valid=valid
-        )
+        return roi_pool(only, boxes, output_size=size, spatial_scale=scale, valid=valid)
     levels = jnp.zeros_like(valid, jnp.int32)
     if len(maps) > 1:
         levels = assign_levels(

@@ -158,9 +158,7 @@ def rpn(config: RPNConfig, *, backbone: nn.Module | None = None) -> RPN:
     return RPN(init, apply, loss, propose, config)
 
 
-def rpn_modules(
-    config: RPNConfig, backbone: Any = None
-) -> tuple[Any, RPNHead]:
+def rpn_modules(config: RPNConfig, backbone: Any = None) -> tuple[Any, RPNHead]:
     """Build the backbone and the head of a network, and check them against each other.
 
     Raises:
