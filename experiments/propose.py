@@ -1,28 +1,34 @@
 """Propose boxes for images.
 
 usage: python -m experiments.propose MODEL IMAGE... [--out DIR] [--top N] [--draw N]
+                                                    [--crops N]
 
 MODEL is a run's folder (its best checkpoint, else its last), a weight file, or `demo`
 for the packaged weights. IMAGE is a file or a folder of images. For each image NAME
 `NAME.json` gets its boxes (x1, y1, x2, y2 in pixels of the image) and scores, best
-first, and `NAME.png` a picture. An image that cannot be read is named, the others go
+first, `NAME.png` a picture and, if asked for, `NAME_crop1.png` to `NAME_cropN.png` what
+lies in the best boxes. An image that cannot be read is named, the others go
 on, and the exit code is 1.
 """
 
 import dataclasses
 import json
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from PIL import Image
 
 from experiments.config import UsageError, exit_with, open_model, use_compilation_cache
 from rpn_jax import plotting
 from rpn_jax.data import DataError
 from rpn_jax.predict import DEMO, Prediction, Predictor, decode
+from rpn_jax.training.metrics import duration
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
@@ -35,11 +41,13 @@ class Options:
         out: folder for json files and pictures.
         top: write so many proposals an image at most.
         draw: draw so many; 0 draws no picture.
+        crops: save the pixels of so many as images of their own.
     """
 
     out: Path = Path("proposals")
     top: int = 300
     draw: int = 20
+    crops: int = 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +62,10 @@ def main(argv: Sequence[str]) -> int:
     use_compilation_cache()
     predictor = Predictor(open_model(DEMO if names[0] == "demo" else Path(names[0])))
     options.out.mkdir(parents=True, exist_ok=True)
-    broken = 0
-    for n, (file, name) in enumerate(zip(files, result_names(files), strict=True), 1):
+    broken, seconds = 0, []
+    results = result_names(files, crops=options.crops)
+    for n, (file, name) in enumerate(zip(files, results, strict=True), 1):
+        start = time.perf_counter()
         try:
             pixels = decode(file, name=str(file))
         except DataError as error:
@@ -65,7 +75,15 @@ def main(argv: Sequence[str]) -> int:
         found = predictor(pixels)
         found = Prediction(*(x[: options.top] for x in found))
         write(options.out / name, file, pixels, found, draw=options.draw)
-        print(f"{n}/{len(files)}  {file}  {len(found.boxes)} boxes", flush=True)
+        save_crops(options.out / name, pixels, found.boxes[: options.crops])
+        seconds.append(time.perf_counter() - start)
+        # The median: images of a size not met before wait for a compilation.
+        typical = statistics.median(seconds)
+        print(
+            f"{n}/{len(files)}  {file}  {len(found.boxes)} boxes  "
+            f"{1 / typical:.1f} images/s  ETA {duration(typical * (len(files) - n))}",
+            flush=True,
+        )
     print(f"results in {options.out}")
     if broken:
         print(f"{broken} of {len(files)} images could not be read", file=sys.stderr)
@@ -88,16 +106,22 @@ def list_images(path: Path) -> list[Path]:
     return files
 
 
-def result_names(files: Sequence[Path]) -> list[str]:
+def result_names(files: Sequence[Path], *, crops: int = 0) -> list[str]:
     """Name the results after the images; a name that comes again gets a number."""
-    names: list[str] = []
+    names, taken = [], set()
     for file in files:
         name, n = file.stem, 1
-        while name in names:
+        while not taken.isdisjoint(own := {name, *crop_names(name, crops)}):
             n += 1
             name = f"{file.stem}_{n}"
         names.append(name)
+        taken |= own
     return names
+
+
+def crop_names(name: str, crops: int) -> list[str]:
+    """Name the crops of an image, best first."""
+    return [f"{name}_crop{n}" for n in range(1, crops + 1)]
 
 
 def write(
@@ -118,6 +142,15 @@ def write(
         figure = Figure(figsize=(width * side, height * side), layout="constrained")
         plotting.plot_proposals(pixels, *found, top=draw, ax=figure.subplots())
         figure.savefig(target.with_name(target.name + ".png"), dpi=100)
+
+
+def save_crops(target: Path, pixels: np.ndarray, boxes: np.ndarray) -> None:
+    """Write every pixel that a box touches, as `target`_crop1.png and so on."""
+    limits = np.array(pixels.shape[1::-1])
+    for name, box in zip(crop_names(target.name, len(boxes)), boxes, strict=True):
+        x1, y1 = np.minimum(np.floor(box[:2]).astype(int), limits - 1)
+        x2, y2 = np.maximum(np.ceil(box[2:]).astype(int), [x1 + 1, y1 + 1])
+        Image.fromarray(pixels[y1:y2, x1:x2]).save(target.with_name(name + ".png"))
 
 
 if __name__ == "__main__":

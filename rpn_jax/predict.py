@@ -40,12 +40,22 @@ class Model(NamedTuple):
         params: its variables dict.
         resize: how images get the size that it was trained at.
         data: the data fields of the run that it comes from, if any.
+        pad_to: images are padded to multiples of this. Much padding means few sizes,
+            so few compilations; weights of a peer want what the peer pads to, because
+            its anchors (torchvision) or features at the border depend on it.
     """
 
     config: RPNConfig
     params: Any
     resize: Resize = Resize()
     data: Any = None
+    pad_to: int = 128
+
+    @classmethod
+    def of(cls, config: RPNConfig, params: Any) -> "Model":
+        """Take weights trained elsewhere: images as their convention wants them."""
+        image = config.convention.image
+        return cls(config, params, Resize.of(image), pad_to=image.pad_to)
 
 
 class Predictor:
@@ -57,7 +67,7 @@ class Predictor:
     Args:
         model: a run's folder (its best checkpoint, else its last), a weight file
             `.npz`, a `Model`, or None for the packaged demo weights.
-        pad_to: pixels, a multiple of the network's largest stride.
+        pad_to: pixels; None: the model's own.
 
     Example:
         >>> predict = Predictor("runs/demo")  # doctest: +SKIP
@@ -65,11 +75,12 @@ class Predictor:
     """
 
     def __init__(
-        self, model: str | Path | Model | None = None, *, pad_to: int = 128
+        self, model: str | Path | Model | None = None, *, pad_to: int | None = None
     ) -> None:
         if not isinstance(model, Model):
             model = load_model(DEMO if model is None else model)
-        self.model, self.pad_to = model, pad_to
+        self.model = model
+        self.pad_to = model.pad_to if pad_to is None else pad_to
         self._params = jax.device_put(model.params)
         self._propose = jax.jit(rpn(model.config).propose)
 
@@ -86,7 +97,8 @@ class Predictor:
         Raises:
             DataError: the image is missing, broken or empty.
         """
-        pixels, scales = resize_pixels(decode(image), self.model.resize)
+        image = decode(image)
+        pixels, scales = resize_pixels(image, self.model.resize)
         size = pixels.shape[:2]
         padded = tuple(-(-side // self.pad_to) * self.pad_to for side in size)
         batch = pad_image(pixels, padded)[None]
@@ -96,7 +108,9 @@ class Predictor:
         found = jax.device_get(found)
         valid = found.valid[0]
         sy, sx = scales
-        boxes = found.boxes[0][valid] / np.array([sx, sy, sx, sy], np.float32)
+        boxes = found.boxes[0][valid] * np.array([1 / sx, 1 / sy] * 2, np.float32)
+        height, width = image.shape[:2]
+        boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
         return Prediction(boxes, found.scores[0][valid])
 
 

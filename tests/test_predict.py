@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from rpn_jax import box_iou
-from rpn_jax.conventions import TORCHVISION
+from rpn_jax.conventions import TORCHVISION, get_convention
 from rpn_jax.data import Resize, ShapesSource
 from rpn_jax.predict import DEMO, Model, Predictor, load_model
 from rpn_jax.pretrained import save_params_npz
-from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.proposals import Proposals
+from rpn_jax.rpn import RPNConfig, normalize_images, rpn
 from rpn_jax.training.config import config_to_json
 
 CONFIG = RPNConfig(
@@ -80,6 +81,70 @@ def test_images_get_the_size_that_evaluation_gives_them(model, pixels):
         strict=True,
     ):
         np.testing.assert_array_equal(x, y)
+
+
+def network_input(predictor, image, boxes=()):
+    """What the network is given, and what becomes of the boxes that it finds."""
+    given = {}
+    found = np.reshape(np.array(boxes, np.float32), (1, -1, 4))
+    count = found.shape[:2]
+
+    def propose(params, images, sizes, *, image_scales):
+        given.update(images=images, sizes=sizes, scales=image_scales)
+        return Proposals(found, np.ones(count), np.zeros(count), np.ones(count, bool))
+
+    predictor._propose = propose
+    return given, predictor(image).boxes
+
+
+@pytest.mark.parametrize("image", ["upright", "wide"])
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize(
+    ("peer", "tolerance"),  # Pillow, which rounds, may round otherwise in time
+    [("torchvision", 1e-5), ("detectron2", 1.0), ("py_faster_rcnn", 1e-3)],
+)
+def test_the_network_gets_from_a_file_what_the_peers_gets(
+    golden, tmp_path, peer, tolerance, way, image
+):
+    arrays, convention = golden("preprocessing"), get_convention(peer)
+    shorter, longer = arrays[f"sizes_{way}"].tolist()
+    sizes = dataclasses.replace(convention.image, min_size=shorter, max_size=longer)
+    convention = dataclasses.replace(convention, image=sizes)
+    predictor = Predictor(Model.of(RPNConfig(convention=convention), {}))
+    Image.fromarray(arrays[image]).save(tmp_path / "a.png")
+    given, _ = network_input(predictor, tmp_path / "a.png")
+    wanted = arrays[f"{peer}_{way}_{image}"]
+    np.testing.assert_array_equal(
+        given["sizes"], [arrays[f"{peer}_{way}_{image}_size"]]
+    )
+    found = normalize_images(given["images"], given["sizes"], convention.image)
+    assert found.shape == (1, *wanted.shape)
+    np.testing.assert_allclose(found[0], wanted, atol=tolerance)
+
+
+@pytest.mark.parametrize("peer", ["torchvision", "detectron2", "py_faster_rcnn"])
+@pytest.mark.parametrize("size", [(375, 500), (501, 333), (97, 41), (640, 640)])
+def test_a_box_around_all_is_the_image_and_none_leaves_it(peer, size):
+    predictor = Predictor(Model.of(RPNConfig(convention=get_convention(peer)), {}))
+    image = np.zeros((*size, 3), np.uint8)
+    (height, width) = network_input(predictor, image)[0]["sizes"][0]
+    boxes = [[0, 0, width, height], [-3, -3, 2 * width, 2 * height]]
+    _, found = network_input(predictor, image, boxes)
+    np.testing.assert_allclose(found[0], [0, 0, size[1], size[0]], rtol=1e-3)
+    assert found[1].tolist() == [0, 0, size[1], size[0]]
+    if peer != "py_faster_rcnn":  # it divides by its one scale, not by the two sizes
+        np.testing.assert_allclose(found[0], [0, 0, size[1], size[0]], rtol=1e-6)
+
+
+def test_models_of_a_peer_are_padded_as_there_and_ours_to_few_sizes(model, pixels):
+    def padded(model, **options):
+        return network_input(Predictor(model, **options), pixels)[0]["images"].shape
+
+    assert padded(model) == (1, 128, 128, 3)
+    assert padded(model._replace(pad_to=32)) == (1, 64, 64, 3)
+    assert padded(model, pad_to=16) == (1, 48, 64, 3)
+    assert Model.of(CONFIG, {}).pad_to == 32
+    assert padded(Model.of(CONFIG, {})) == (1, 800, 1088, 3)
 
 
 def test_one_compilation_a_bucket(model):

@@ -94,7 +94,7 @@ class MetricsWriter:
             for k, v in metrics.items()
             if k.startswith("loss")
         )
-        eta = _duration(seconds * (self._steps - step))
+        eta = duration(seconds * (self._steps - step))
         speed = self._batch / seconds
         return f"step {step}/{self._steps}  {losses}  {speed:.1f} images/s  ETA {eta}"
 
@@ -145,7 +145,12 @@ def truncate(file: str | Path, step: int) -> None:
     os.replace(part, file)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time as m:ss, or h:mm:ss.
+
+    >>> duration(62), duration(3600)
+    ('1:02', '1:00:00')
+    """
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

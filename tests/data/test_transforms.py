@@ -52,6 +52,13 @@ def test_resized_pixels_are_those_of_opencv_on_floats(peers, way):
     np.testing.assert_allclose(result, expected, atol=1e-3)
 
 
+def test_positions_in_a_large_image_are_rounded_as_torch_does(golden):
+    peer = golden("preprocessing")
+    row, expected = peer["row"][..., None].repeat(3, 2), peer["torchvision_row"]
+    result = resize_image(row, expected.shape, rule="torch_bilinear")
+    np.testing.assert_allclose(result[..., 0], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_sizes_are_those_of_the_peer(peers, rule):
     expected = peers[f"{rule.removesuffix('_bilinear')}_sizes"]

@@ -352,7 +352,11 @@ def test_propose_writes_boxes_and_a_picture(finished, tmp_path, capsys):
     files = [str(images), str(images / "a.png")]
     options = ["--out", str(out), "--top", "7"]
     assert propose.main([str(finished), *files, *options]) == 0
-    assert "3/3" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    progress = r"{}/3  .*\.(png|jpg)  7 boxes  \d+\.\d images/s  ETA \d+:\d\d"
+    for n in (1, 2, 3):
+        assert re.fullmatch(progress.format(n), lines[n - 1])
+    assert lines[2].endswith("ETA 0:00") and lines[3:] == [f"results in {out}"]
     names = {"a.json", "a.png", "b.json", "b.png", "a_2.json", "a_2.png"}
     assert {p.name for p in out.iterdir()} == names
     found = json.loads((out / "b.json").read_text())
@@ -361,6 +365,33 @@ def test_propose_writes_boxes_and_a_picture(finished, tmp_path, capsys):
     assert 0 < len(boxes) == len(scores) <= 7
     assert scores == sorted(scores, reverse=True)
     assert boxes.min() >= 0 and (boxes.max(axis=0) <= [40, 120, 40, 120]).all()
+
+
+def test_propose_saves_what_lies_in_the_best_boxes(finished, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 60, 3), dtype=np.uint8)
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("a", "a_crop2"):  # whose results must not replace the first's
+        Image.fromarray(pixels).save(images / f"{name}.png")
+    options = ["--out", str(out), "--crops", "3"]
+    assert propose.main([str(finished), str(images), *options]) == 0
+    names = {"a", "a_crop1", "a_crop2", "a_crop3"}
+    names |= {f"a_crop2_2{end}" for end in ("", "_crop1", "_crop2", "_crop3")}
+    json_names = {"a.json", "a_crop2_2.json"}
+    assert {p.name for p in out.iterdir()} == {f"{n}.png" for n in names} | json_names
+    boxes = json.loads((out / "a.json").read_text())["boxes"]
+    for n, (x1, y1, x2, y2) in enumerate(boxes[:3], 1):
+        crop = np.asarray(Image.open(out / f"a_crop{n}.png"))
+        np.testing.assert_allclose(crop.shape, [y2 - y1, x2 - x1, 3], atol=2)
+
+
+def test_a_crop_holds_every_pixel_that_its_box_touches(tmp_path):
+    pixels = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    boxes = np.array([[0.2, 1, 2.1, 3], [4.5, 3.5, 5, 4], [5, 4, 5, 4]], np.float32)
+    propose.save_crops(tmp_path / "a", pixels, boxes)
+    for n, wanted in enumerate([pixels[1:3, :3], pixels[3:, 4:], pixels[3:, 4:]], 1):
+        crop = np.asarray(Image.open(tmp_path / f"a_crop{n}.png"))
+        np.testing.assert_array_equal(crop, wanted)
 
 
 def test_propose_names_a_broken_image_and_goes_on(finished, tmp_path, capsys):
