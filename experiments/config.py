@@ -38,6 +38,7 @@ class DataConfig:
         train: scenes to train on (shapes: a number), json file (coco) or split.
         val: the same to evaluate on.
         images: folder of the images (coco); by default `images` beside the json.
+        val_images: folder of those to evaluate on, where it is another.
         limit: use the first so many images of each split; 0: all.
         resize: how images get their size.
         buckets: (height, width) that images are padded to, the smallest that fits; one
@@ -56,6 +57,7 @@ class DataConfig:
     train: str = "train"
     val: str = "val"
     images: Path | None = None
+    val_images: Path | None = None
     limit: int = 0
     resize: Resize = Resize()
     buckets: tuple[tuple[int, int], ...] = ()
@@ -220,7 +222,7 @@ def open_model(path: Path) -> Model:
     """
     try:
         return load_model(path)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, ImportError) as error:
         raise UsageError(f"cannot take {path} for a model: {error}") from error
 
 

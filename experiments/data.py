@@ -106,7 +106,10 @@ def _open(
         file = _existing(root, Path(name), f"--data.{split}")
         beside = file.parent / "images"
         images = config.images or (beside if beside.is_dir() else Path("images"))
-        images = _existing(root, images, "--data.images")
+        option = "--data.images"
+        if split == "val" and config.val_images:
+            images, option = config.val_images, "--data.val-images"
+        images = _existing(root, images, option)
         return CocoSource(file, images, on_bad=config.on_bad)
     folder = _folder(root, config)
     if config.kind == "voc":

@@ -1,5 +1,6 @@
 """Region proposals in JAX: exact, jit-able functions and the network around them."""
 
+from rpn_jax.detections import Detections, generate_detections
 from rpn_jax.ops.anchors import cell_anchors, grid_anchors, pyramid_anchors
 from rpn_jax.ops.boxes import (
     box_area,
@@ -29,17 +30,20 @@ from rpn_jax.ops.sampling import sample_balanced
 from rpn_jax.ops.soft_nms import SoftNMSResult, soft_nms
 from rpn_jax.ops.topk import TopK, top_k
 from rpn_jax.proposals import Proposals, generate_proposals
+from rpn_jax.roi_targets import RoITargets, roi_targets
 from rpn_jax.targets import AnchorTargets, anchor_targets
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnchorTargets",
+    "Detections",
     "Matches",
     "MulticlassNMSResult",
     "NMSResult",
     "Proposals",
     "RPNLosses",
+    "RoITargets",
     "SoftNMSResult",
     "TopK",
     "anchor_targets",
@@ -56,6 +60,7 @@ __all__ = [
     "distance_box_iou",
     "encode_boxes",
     "generalized_box_iou",
+    "generate_detections",
     "generate_proposals",
     "giou_loss",
     "grid_anchors",
@@ -63,6 +68,7 @@ __all__ = [
     "multiclass_nms",
     "nms",
     "pyramid_anchors",
+    "roi_targets",
     "rpn_losses",
     "sample_balanced",
     "sigmoid_objectness_loss",

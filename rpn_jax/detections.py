@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from rpn_jax.conventions import RoIConvention
+from rpn_jax.ops._batching import map_images
 from rpn_jax.ops._checks import (
     ImageSize,
     as_boxes,
@@ -133,3 +135,38 @@ def generate_detections(
         kept.classes,
         kept.valid,
     )
+
+
+def batch_detections(
+    boxes: jax.Array,
+    valid: jax.Array,
+    logits: jax.Array,
+    deltas: jax.Array,
+    image_sizes: ArrayLike,
+    rules: RoIConvention,
+) -> Detections:
+    """Make the detections of every image of a batch; fields get a leading B.
+
+    Args:
+        boxes: `[B, K, 4]` xyxy RoIs.
+        valid: `[B, K]` bool.
+        logits: `[B, K, C + 1]`.
+        deltas: `[B, K, C or C + 1, 4]`.
+        image_sizes: `[B, 2]` (height, width) of the images' content.
+        rules: how.
+    """
+
+    def one(_, *arrays):
+        return generate_detections(
+            *arrays,
+            background=rules.background,
+            weights=rules.weights,
+            max_log_scale=rules.max_log_scale,
+            score_threshold=rules.score_threshold,
+            min_size=rules.min_size,
+            nms_threshold=rules.nms_threshold,
+            max_detections=rules.max_detections,
+        )
+
+    sizes = jnp.asarray(image_sizes)
+    return map_images(one, None, boxes, valid, logits, deltas, sizes)

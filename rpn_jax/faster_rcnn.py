@@ -5,6 +5,7 @@ image, `C` classes, `D` detections an image.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 
 from rpn_jax.batch import Batch
 from rpn_jax.conventions import Checked, Convention, RoIConvention
-from rpn_jax.detections import Detections, generate_detections
+from rpn_jax.detections import Detections, batch_detections
 from rpn_jax.models import (
     BoxPredictor,
     ConvFC,
@@ -33,13 +34,15 @@ from rpn_jax.ops.roi_align import multilevel_roi_align
 from rpn_jax.ops.roi_levels import assign_levels
 from rpn_jax.ops.roi_pool import roi_pool
 from rpn_jax.proposals import Proposals
-from rpn_jax.roi_targets import RoITargets, roi_targets
+from rpn_jax.roi_targets import RoITargets, batch_roi_targets
 from rpn_jax.rpn import (
+    RPN,
     Params,
     RPNConfig,
     flat_outputs,
     normalize_images,
     propose_from,
+    rpn,
     rpn_modules,
 )
 
@@ -193,20 +196,18 @@ def faster_rcnn(
     def first(params, images, image_sizes) -> tuple[Maps, RPNOutputs]:
         images = normalize_images(images, image_sizes, convention.image)
         maps, scores, offsets = cast(Any, module.apply(params, images, method="first"))
-        outputs = flat_outputs(config.rpn, scores, offsets, images.shape[1:3])
+        outputs = flat_outputs(config.rpn, scores, offsets, images.shape)
         return maps[: config.roi_levels], outputs
 
     def second(params, maps: Maps, boxes, valid):
         """Pool RoIs [B, R, 4] and look at them: logits and deltas, [B, R, ...]."""
-        pooled = map_images(
-            lambda strides, maps, boxes, valid: pool_rois(
-                maps, boxes, valid, strides, size=config.roi_size, convention=rules
-            ),
-            jnp.array(config.rpn.strides[: config.roi_levels], jnp.float32),
-            maps,
-            boxes,
-            valid,
-        )
+
+        def pool(_, maps, boxes, valid):
+            strides = config.rpn.strides[: config.roi_levels]
+            options = {"size": config.roi_size, "convention": rules}
+            return pool_rois(maps, boxes, valid, strides=strides, **options)
+
+        pooled = map_images(pool, None, maps, boxes, valid)
         rows = pooled.reshape(-1, *pooled.shape[2:])
         outputs = cast(Any, module.apply(params, rows, method="second"))
         return tuple(x.reshape(*boxes.shape[:2], *x.shape[1:]) for x in outputs)
@@ -237,7 +238,9 @@ def faster_rcnn(
             convention,
             train=True,
         )
-        targets = batch_roi_targets(for_rois, proposals, batch, convention)
+        targets = batch_roi_targets(
+            for_rois, proposals.boxes, proposals.valid, batch, convention
+        )
         logits, deltas = second(params, maps, targets.boxes, targets.valid)
         class_loss, box_loss = detection_losses(logits, deltas, targets, rules)
         total += config.roi_weight * (class_loss + box_loss)
@@ -270,17 +273,30 @@ def faster_rcnn(
         image_scales: ArrayLike | None = None,
     ) -> Detections:
         outputs = apply(params, images, image_sizes, image_scales=image_scales)
-        return batch_detections(outputs, image_sizes, rules)
+        proposals = outputs.proposals
+        return batch_detections(
+            proposals.boxes,
+            proposals.valid,
+            outputs.logits,
+            outputs.deltas,
+            image_sizes,
+            rules,
+        )
 
     return FasterRCNN(init, apply, loss, propose, detect, config)
+
+
+def make_network(config: RPNConfig | FasterRCNNConfig) -> RPN | FasterRCNN:
+    """Make the network that a configuration is of."""
+    return rpn(config) if isinstance(config, RPNConfig) else faster_rcnn(config)
 
 
 def pool_rois(
     maps: Maps,
     boxes: jax.Array,
     valid: jax.Array,
-    strides: jax.Array,
     *,
+    strides: tuple[int, ...],
     size: int,
     convention: RoIConvention,
 ) -> Float[Array, "R P P F"]:
@@ -290,19 +306,18 @@ def pool_rois(
         maps: `[h, w, F]`, fine to coarse.
         boxes: `[R, 4]` xyxy, pixels of the padded image.
         valid: `[R]` bool.
-        strides: pixels per cell of each map.
+        strides: pixels per cell of each map, powers of two.
         size: bins along each side.
         convention: how.
     """
-    scales = tuple(1 / strides[level] for level in range(len(maps)))
+    scales = tuple(1 / stride for stride in strides)
     if convention.pooling == "pool":
         (only,), (scale,) = maps, scales
         return roi_pool(only, boxes, output_size=size, spatial_scale=scale, valid=valid)
-    levels = jnp.zeros_like(valid, jnp.int32)
-    if len(maps) > 1:
-        levels = assign_levels(
-            boxes, min_level=0, max_level=len(maps) - 1, rule=convention.level_rule
-        )
+    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    levels = assign_levels(
+        boxes, min_level=finest, max_level=coarsest, rule=convention.level_rule
+    )
     return multilevel_roi_align(
         maps,
         boxes,
@@ -345,74 +360,6 @@ def detection_losses(
     deltas = jnp.where(positive[..., None], deltas, 0.0)
     losses = smooth_l1_loss(deltas, targets.deltas, beta=rules.beta).sum(-1)
     return class_loss, jnp.where(positive, losses, 0.0).sum() / count
-
-
-def batch_roi_targets(
-    key: jax.Array, proposals: Proposals, batch: Batch, convention: Convention
-) -> RoITargets:
-    """Draw the RoIs of every image of a batch; fields get a leading B.
-
-    Image i draws from fold_in(key, i). Nothing is drawn from an image of id -1, which
-    only fills the batch.
-    """
-    rules = convention.roi
-
-    def one(key, index, boxes, valid, gt_boxes, gt_labels, gt_valid, gt_ignore):
-        return roi_targets(
-            jax.random.fold_in(key, index),
-            boxes,
-            valid,
-            gt_boxes,
-            gt_labels,
-            gt_valid,
-            gt_ignore,
-            iou_threshold=rules.iou_threshold,
-            ignore_threshold=convention.targets.ignore_threshold,
-            sample_size=rules.sample_size,
-            positive_fraction=rules.positive_fraction,
-            weights=rules.weights,
-        )
-
-    arrays = (batch.boxes, batch.labels, batch.valid, batch.ignore)
-    real = jnp.asarray(batch.image_ids) >= 0
-    valid = proposals.valid & real[:, None]
-    objects = [jnp.asarray(x) for x in arrays]
-    objects[2] &= real[:, None]
-    index = jnp.arange(len(valid))
-    return map_images(one, key, index, proposals.boxes, valid, *objects)
-
-
-def batch_detections(
-    outputs: FasterRCNNOutputs, image_sizes: ArrayLike, rules: RoIConvention
-) -> Detections:
-    """Make the detections of every image of a batch; fields get a leading B."""
-
-    def one(_, boxes, valid, logits, deltas, size):
-        return generate_detections(
-            boxes,
-            valid,
-            logits,
-            deltas,
-            size,
-            background=rules.background,
-            weights=rules.weights,
-            max_log_scale=rules.max_log_scale,
-            score_threshold=rules.score_threshold,
-            min_size=rules.min_size,
-            nms_threshold=rules.nms_threshold,
-            max_detections=rules.max_detections,
-        )
-
-    proposals = outputs.proposals
-    return map_images(
-        one,
-        None,
-        proposals.boxes,
-        proposals.valid,
-        outputs.logits,
-        outputs.deltas,
-        jnp.asarray(image_sizes),
-    )
 
 
 def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from rpn_jax.data import Resize, decode_image
 from rpn_jax.data.transforms import pad_image, resize_pixels
-from rpn_jax.pretrained import load_params_npz
+from rpn_jax.pretrained import is_own, load, load_params_npz
 from rpn_jax.rpn import RPNConfig, rpn
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.config import config_from_json
@@ -65,8 +65,9 @@ class Predictor:
     compilation for each padded size met.
 
     Args:
-        model: a run's folder (its best checkpoint, else its last), a weight file
-            `.npz`, a `Model`, or None for the packaged demo weights.
+        model: a run's folder (its best checkpoint, else its last), a weight file of
+            ours or of a peer (see `load_model`), a `Model`, or None for the packaged
+            demo weights.
         pad_to: pixels; None: the model's own.
 
     Example:
@@ -121,22 +122,26 @@ def load_model(path: str | Path) -> Model:
     """Load a network from a run's folder or a weight file.
 
     Args:
-        path: a folder made by `experiments.train` (best checkpoint, else last) or an
-            `.npz` written at its end.
+        path: a folder made by `experiments.train` (best checkpoint, else last), an
+            `.npz` written at its end, or a file that `pretrained.load` knows.
 
     Raises:
         FileNotFoundError: there is no such folder or file, or no checkpoint in it.
-        ValueError: the file is no weight file, or does not say its network.
+        ValueError: the file is no weight file, does not say its network, or holds a
+            trunk alone.
+        ImportError: the library that reads it is missing.
     """
     path = Path(path)
     if path.is_dir():
         return _load_run(path)
-    params, metadata = load_params_npz(path)
-    if "model" not in metadata:
-        raise ValueError(f"{path} holds weights, but not the config of their network")
-    data = metadata.get("data", {})
+    config, params, report = load(path)
+    if report.missing:
+        raise ValueError(f"{path} holds a trunk, {report.model}, not a whole network")
+    if not is_own(path):
+        return Model.of(config, params)
+    data = load_params_npz(path)[1].get("data", {})
     resize = config_from_json(Resize, data.get("resize", {}))
-    return Model(config_from_json(RPNConfig, metadata["model"]), params, resize, data)
+    return Model(config, params, resize, data)
 
 
 def _load_run(folder: Path) -> Model:

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from rpn_jax.batch import Batch
+from rpn_jax.conventions import Convention
+from rpn_jax.ops._batching import map_images
 from rpn_jax.ops._checks import as_boxes, as_mask, check_shape
 from rpn_jax.ops.coding import encode_boxes
 from rpn_jax.ops.matching import match_anchors
@@ -132,3 +135,47 @@ def roi_targets(
         jnp.where(positive[:, None], deltas, 0.0),
         valid,
     )
+
+
+def batch_roi_targets(
+    key: jax.Array,
+    boxes: jax.Array,
+    valid: jax.Array,
+    batch: Batch,
+    convention: Convention,
+) -> RoITargets:
+    """Draw the RoIs of every image of a batch; fields get a leading B.
+
+    Image i draws from fold_in(key, i). Nothing is drawn from an image of id -1, which
+    only fills the batch.
+
+    Args:
+        key: for the samples.
+        boxes: `[B, K, 4]` xyxy proposals.
+        valid: `[B, K]` bool.
+        batch: images and objects.
+        convention: how.
+    """
+    rules = convention.roi
+
+    def one(key, index, boxes, valid, gt_boxes, gt_labels, gt_valid, gt_ignore):
+        return roi_targets(
+            jax.random.fold_in(key, index),
+            boxes,
+            valid,
+            gt_boxes,
+            gt_labels,
+            gt_valid,
+            gt_ignore,
+            iou_threshold=rules.iou_threshold,
+            ignore_threshold=convention.targets.ignore_threshold,
+            sample_size=rules.sample_size,
+            positive_fraction=rules.positive_fraction,
+            weights=rules.weights,
+        )
+
+    real = jnp.asarray(batch.image_ids)[:, None] >= 0
+    objects = (batch.boxes, batch.labels, real & batch.valid, batch.ignore)
+    objects = [jnp.asarray(x) for x in objects]
+    index = jnp.arange(len(boxes))
+    return map_images(one, key, index, boxes, valid & real, *objects)

@@ -1,12 +1,14 @@
 """The network as first published, on a VOC folder.
 
-    python -m experiments.train classic --data.root DIR --weights squeezenet.npz \
+    python -m experiments.train classic --data.root DIR --weights vgg16.pth \
         --workdir runs/classic
 
 Ren et al., Faster R-CNN (2015): nine anchors at scales 8, 16, 32 on stride 16, two
 logits an anchor with cross-entropy, smooth-L1, anchors that straddle the border left
 out; the conventions of py-faster-rcnn, shorter side 600 px, two images a step. The
-trunk is SqueezeNet; --model.backbone names another.
+trunk is VGG16; --model.backbone names another. torchvision's VGG16 was trained on RGB
+images of another range than these conventions have: it starts from useful filters, not
+from its own input.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ CONFIG = TrainConfig(
         buckets=((608, 800), (800, 608), (608, 1008), (1008, 608)),
     ),
     model=RPNConfig(
-        backbone="squeezenet",
+        backbone="vgg16",
         strides=(16,),
         sizes=((128.0, 256.0, 512.0),),
         ratios=(0.5, 1.0, 2.0),

@@ -35,21 +35,27 @@ class Dialect(NamedTuple):
     name: Callable[[Path], str | None]
     torch: bool = True
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Lay an array of the file out as ours."""
+    def to_ours(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Lay an array of the file out as ours of the given shape."""
+        if self.torch and len(shape) == 4 and array.ndim == 2:
+            # A fully connected layer on a map: torch flattens it channels first.
+            rows, columns, channels, features = shape
+            if array.shape == (features, channels * rows * columns):
+                array = array.reshape(features, channels, rows, columns)
         if self.torch and array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
         elif self.torch and array.ndim == 2:
             array = array.T
         return np.ascontiguousarray(array, np.float32)
 
-    def to_peer(self, array: np.ndarray) -> np.ndarray:
-        """Undo `to_ours`."""
+    def to_peer(self, array: np.ndarray, *, flat: bool = False) -> np.ndarray:
+        """Undo `to_ours`; `flat` where the file's layer is fully connected."""
         if self.torch and array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
         elif self.torch and array.ndim == 2:
             array = array.T
-        return np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array)
+        return array.reshape(len(array), -1) if flat else array
 
 
 def torch_dialect(module: Callable[[str], str | None]) -> Dialect:
@@ -104,7 +110,7 @@ def convert(
             missing.append("/".join(path[1:]))
             continue
         used.append(name)
-        array = dialect.to_ours(np.asarray(arrays[name]))
+        array = dialect.to_ours(np.asarray(arrays[name]), shape)
         if array.shape != shape:
             wrong.append(
                 f"{name} has shape {np.shape(arrays[name])}, and "

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rpn_jax.faster_rcnn import FasterRCNNConfig, make_network
 from rpn_jax.pretrained.convert import Dialect, Path, convert, paths_of, summarize
 from rpn_jax.pretrained.files import read_state_dict
 from rpn_jax.pretrained.npz import is_own, load_params_npz
-from rpn_jax.pretrained.recognise import Recognised, recognise
-from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.pretrained.recognise import Config, Recognised, recognise
+from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.config import config_from_json
 
 
@@ -53,7 +54,7 @@ class Loaded(NamedTuple):
         report: what matched, what was left over, what is missing.
     """
 
-    config: RPNConfig
+    config: Config
     params: dict[str, Any]
     report: Report
 
@@ -61,22 +62,23 @@ class Loaded(NamedTuple):
 def load(
     source: str | os.PathLike | Mapping[str, Any],
     *,
-    config: RPNConfig | None = None,
+    config: Config | None = None,
     parts: Sequence[str] | None = None,
     allow: Sequence[str] = (),
 ) -> Loaded:
     """Load weights of torchvision, detectron2, Keras or this library.
 
     Recognised by their names: torchvision's Faster R-CNNs on ResNets and MobileNetV3
-    (the RPN of them) and its classification networks (their trunk), detectron2's RPNs
-    and Faster R-CNNs on ResNets, its converted ImageNet trunks, SqueezeNet in Keras'
-    layout, and what a run of this library wrote.
+    and its classification networks (their trunk), detectron2's RPNs and Faster R-CNNs
+    on ResNets, its converted ImageNet trunks, SqueezeNet in Keras' layout, and what a
+    run of this library wrote. The RPN of a detector is `rpn(loaded.config.rpn)`; it
+    takes the detector's parameters.
 
     Args:
         source: a `.pth` (needs torch), `.safetensors`, `.pkl` or `.npz` file, or a
             state dict.
         config: of the network to fill; None: that which the file was made for. A trunk
-            goes into any network with that trunk.
+            goes into any network with that trunk, the RPN of a detector into an RPN.
         parts: of the network to fill, such as `("backbone",)`; None: all that the file
             is of.
         allow: beginnings of names in the file that may be left over.
@@ -91,8 +93,8 @@ def load(
 
     Example:
         >>> loaded = load("fasterrcnn_resnet50_fpn.pth")  # doctest: +SKIP
-        >>> model = rpn(loaded.config)  # doctest: +SKIP
-        >>> model.propose(loaded.params, images, image_sizes)  # doctest: +SKIP
+        >>> model = faster_rcnn(loaded.config)  # doctest: +SKIP
+        >>> model.detect(loaded.params, images, image_sizes)  # doctest: +SKIP
     """
     if isinstance(source, Mapping):
         name, found = "the state dict", recognise(source)
@@ -112,9 +114,14 @@ def load(
 def _own(file: str | os.PathLike) -> Recognised:
     """Recognise a file of `save_params_npz` that says its network."""
     params, metadata = load_params_npz(file)
+    if "model" not in metadata:
+        raise ValueError(
+            f"{os.fspath(file)} holds weights, but not the config of their network"
+        )
+    kind = FasterRCNNConfig if "rpn" in metadata["model"] else RPNConfig
     return Recognised(
         "weights of rpn_jax",
-        config_from_json(RPNConfig, metadata["model"]),
+        config_from_json(kind, metadata["model"]),
         Dialect("/".join, torch=False),
         {
             "/".join(key.key for key in p): x
@@ -126,11 +133,11 @@ def _own(file: str | os.PathLike) -> Recognised:
 def _fill(
     name: str,
     found: Recognised,
-    config: RPNConfig,
+    config: Config,
     parts: Sequence[str] | None,
     allow: Sequence[str],
 ) -> Loaded:
-    init = partial(rpn(config).init, image_size=(64, 64))
+    init = partial(make_network(config).init, image_size=(64, 64))
     paths = paths_of(jax.eval_shape(init, jax.random.key(0)))
     known = {found.dialect.name(path) for path in paths}
     if parts is not None:
@@ -160,8 +167,9 @@ def _fill(
     if converted.wrong:
         faults.append("; ".join(converted.wrong[:3]))
     if faults:
+        network = (config if isinstance(config, RPNConfig) else config.rpn).backbone
         raise ValueError(
-            f"{name}, recognised as {found.model}, does not fit {config.backbone}: it "
+            f"{name}, recognised as {found.model}, does not fit {network}: it "
             + "; ".join(faults)
         )
     report = Report(

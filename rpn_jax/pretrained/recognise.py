@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.models import BackboneOptions
 from rpn_jax.models.resnet import DEPTHS
 from rpn_jax.pretrained import trunks
+from rpn_jax.pretrained.coco import class_names
 from rpn_jax.pretrained.convert import Dialect, Path, torch_dialect
 from rpn_jax.pretrained.zoo import (
     detectron2_resnet,
@@ -20,6 +22,9 @@ from rpn_jax.pretrained.zoo import (
 from rpn_jax.rpn import RPNConfig
 
 Arrays = Mapping[str, Any]
+
+
+Config = RPNConfig | FasterRCNNConfig
 
 
 class Recognised(NamedTuple):
@@ -36,7 +41,7 @@ class Recognised(NamedTuple):
     """
 
     model: str
-    config: RPNConfig
+    config: Config
     dialect: Dialect
     arrays: Arrays
     trunk: bool = False
@@ -98,9 +103,10 @@ def torchvision_detector(arrays: Arrays) -> Recognised | None:
                 + "; torchvision gives COCO_V1 weights 0 and others 1e-5: "
                 "config.backbone_options.norm_epsilon",
             )
-    dialect = torch_dialect(partial(_torchvision_name, trunk, "backbone.body."))
+    dialect = torch_dialect(partial(torchvision_name, trunk))
+    detector = with_second_stage(config, arrays, box_background=True)
     return Recognised(
-        f"torchvision's {model}", config, dialect, arrays, False, left_out, notes
+        f"torchvision's {model}", detector, dialect, arrays, False, left_out, notes
     )
 
 
@@ -159,6 +165,7 @@ def detectron2_model(arrays: Arrays) -> Recognised | None:
         r"roi_heads\..*",
     )
     model = f"detectron2's {start}_{architecture}_{kind.upper()}"
+    config = with_second_stage(config, arrays, box_background=False)
     return Recognised(model, config, dialect, arrays, False, left_out)
 
 
@@ -185,7 +192,13 @@ def detectron2_trunk(arrays: Arrays) -> Recognised | None:
         notes = ("strides are taken to be in the 3 x 3 convolutions, as torchvision's",)
     dialect = torch_dialect(partial(_detectron2_trunk_name, ""))
     # conv1_b is a bias of zeros in Caffe2's files.
-    left_out = (r"fc1000[._].*", r"pred_.*", r"stem\.fc\..*", r"stem\.conv1\.bias")
+    left_out = (
+        r"fc1000[._].*",
+        r"pred_.*",
+        r"stem\.fc\..*",
+        r"stem\.conv1\.bias",
+        r".*\.num_batches_tracked",
+    )
     name = "X-101-32x8d" if resnext else f"R-{depth}"
     model = f"detectron2's {name}"
     return Recognised(model, config, dialect, arrays, True, left_out, notes)
@@ -203,9 +216,46 @@ def keras_squeezenet(arrays: Arrays) -> Recognised | None:
     return Recognised("Keras' SqueezeNet 1.1", RPNConfig(), dialect, arrays, True)
 
 
-def _torchvision_name(
-    trunk: Callable[[str], str], prefix: str, module: str
-) -> str | None:
+def with_second_stage(
+    config: RPNConfig, arrays: Arrays, *, box_background: bool
+) -> Config:
+    """Put the second stage around an RPN, where the file holds one.
+
+    Args:
+        config: of the RPN.
+        arrays: by name.
+        box_background: whether boxes are predicted for the background too.
+    """
+    scores = arrays.get("roi_heads.box_predictor.cls_score.weight")
+    if scores is None:
+        return config
+    box_head = "two_fc"
+    if "roi_heads.box_head.5.weight" in arrays:
+        box_head = "conv_fc"
+    elif "roi_heads.res5.0.conv1.weight" in arrays:
+        box_head = "res5"
+    return FasterRCNNConfig(
+        rpn=config,
+        classes=class_names(np.shape(scores)[0] - 1),
+        box_head=box_head,
+        box_features=1024 if box_head == "res5" else np.shape(scores)[1],
+        roi_size=14 if box_head == "res5" else 7,
+        # RoIs come from the trunk's levels; MobileNet's are alike, and all from one.
+        roi_levels=4 if len(config.strides) == 5 else 1,
+        box_background=box_background,
+    )
+
+
+def torchvision_name(trunk: Callable[[str], str], module: str) -> str | None:
+    """Name a module of a detector as torchvision does; `trunk` names the trunk's."""
+    second = re.fullmatch(r"(box_head|box_predictor)/(\w+?)(\d?)", module)
+    if second:
+        part, kind, number = second.groups()
+        if part == "box_head" and kind in ("conv", "norm"):
+            name = f"{int(number) - 1}.{int(kind == 'norm')}"
+        else:
+            name = "5" if kind + number == "fc" else kind + number
+        return f"roi_heads.{part}.{name}"
     pyramid = re.fullmatch(r"backbone/(lateral|output)(\d)(_norm)?", module)
     if pyramid:
         kind, level, norm = pyramid.groups()
@@ -218,7 +268,7 @@ def _torchvision_name(
         "rpn/rpn_cls_score": "rpn.head.cls_logits",
         "rpn/rpn_bbox_pred": "rpn.head.bbox_pred",
     }
-    return names.get(module) or _trunk_name(trunk, prefix, module)
+    return names.get(module) or _trunk_name(trunk, "backbone.body.", module)
 
 
 def _detectron2_name(prefix: str, module: str) -> str | None:
@@ -232,6 +282,13 @@ def _detectron2_name(prefix: str, module: str) -> str | None:
     }
     if module in names:
         return f"proposal_generator.rpn_head.{names[module]}"
+    part, _, below = module.partition("/")
+    if part == "box_predictor":
+        return f"roi_heads.box_predictor.{below}"
+    if below in ("fc6", "fc7"):
+        return f"roi_heads.box_head.fc{int(below[2]) - 5}"
+    if part == "box_head" and below.startswith("res5"):
+        return f"roi_heads.{trunks.detectron2_resnet(below)}"
     return _detectron2_trunk_name(prefix, module)
 
 

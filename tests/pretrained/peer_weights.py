@@ -53,6 +53,8 @@ def state_dict(names, shapes):
         else:
             array = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
             # So that logits and deltas are of a trained head's size.
+            if ".block." in name:  # MobileNet's, whose h-swish amplifies
+                array *= 0.5
             array *= next((f for end, f in SCALES.items() if name.endswith(end)), 1)
         arrays[name] = array.astype(np.float32)
     return arrays
