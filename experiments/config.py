@@ -16,6 +16,7 @@ import tyro
 import experiments.configs
 from rpn_jax.data import DataError, Jitter, Resize
 from rpn_jax.data.records import OnBad
+from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.predict import Model, load_model
 from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.config import config_to_json
@@ -117,7 +118,7 @@ class TrainConfig:
     weights: Path | None = None
     workdir: Path = Path("runs/latest")
     data: DataConfig = DataConfig()
-    model: RPNConfig = RPNConfig()
+    model: RPNConfig | FasterRCNNConfig = RPNConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     eval: EvalConfig = EvalConfig()
     save_every: int = 200
@@ -161,7 +162,14 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         default=load_config(name),
         args=rest,
         prog=f"python -m experiments.train {name}",
+        # A config has one of the kinds of networks; its own fields are shown.
+        config=(tyro.conf.AvoidSubcommands,),
     )
+
+
+def classes_of(model: RPNConfig | FasterRCNNConfig) -> tuple[str, ...] | None:
+    """Return the names of a detector's classes, None for an RPN."""
+    return model.classes if isinstance(model, FasterRCNNConfig) else None
 
 
 def data_root(config: DataConfig) -> Path:

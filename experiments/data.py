@@ -28,7 +28,7 @@ def open_source(
     Args:
         config: where they lie.
         split: which.
-        classes: names of a VOC folder's classes; None: those of the split.
+        classes: names of a detector's classes, which the data must have; None: any.
 
     Raises:
         UsageError: the files are not there, or broken.
@@ -39,6 +39,12 @@ def open_source(
         raise UsageError(str(error)) from error
     if config.limit:
         source = First(source, config.limit)
+    if classes is not None and tuple(source.classes) != tuple(classes):
+        raise UsageError(
+            f"the data of --data.{split} has the classes {', '.join(source.classes)}, "
+            f"the detector {', '.join(classes)}; name the detector's with "
+            "--model.classes"
+        )
     if not len(source):
         raise UsageError(f"there are no images in the data of --data.{split}")
     return source

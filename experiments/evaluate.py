@@ -1,10 +1,11 @@
-"""Measure the recall of a trained network.
+"""Measure the recall of a trained network, and the precision of a detector.
 
 usage: python -m experiments.evaluate MODEL [--data.field value ...] [--out DIR]
 
 MODEL is a run's folder (its best checkpoint, else its last) or a weight file. The data
 is what the run was evaluated on; `--data.val` and its fellows name other data. Writes
-`recall.json` and `recall.png` to the folder of the model, or to --out.
+`recall.json`, `recall.png` and a detector's `detections.json` (COCO results) to the
+folder of the model, or to --out.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from experiments.config import (
     DataConfig,
     EvalConfig,
     UsageError,
+    classes_of,
     exit_with,
     open_model,
     refuse_many_processes,
@@ -29,17 +31,24 @@ from experiments.config import (
 )
 from experiments.data import eval_batches, open_source
 from rpn_jax import plotting
-from rpn_jax.data import Source, load_image
+from rpn_jax.data import Source, coco_results, load_image
 from rpn_jax.data.transforms import pad_rows
+from rpn_jax.detections import Detections
 from rpn_jax.evaluation import (
     AREA_NAMES,
     IOU_THRESHOLDS,
     MAX_PROPOSALS,
     RecallTotals,
+    average_precision,
+    match_detections,
+    match_voc_detections,
     matched_recall,
+    precision_metrics,
     recall_metrics,
+    voc_average_precision,
 )
-from rpn_jax.rpn import RPN, rpn
+from rpn_jax.faster_rcnn import FasterRCNN, make_network
+from rpn_jax.rpn import RPN
 from rpn_jax.training.config import config_from_json
 from rpn_jax.training.mesh import data_mesh, put_batch, replicated
 
@@ -51,17 +60,28 @@ class Objects(NamedTuple):
     """
 
     boxes: np.ndarray
+    labels: np.ndarray
     valid: np.ndarray
     ignore: np.ndarray
     areas: np.ndarray
 
+    @property
+    def agnostic(self) -> tuple[Any, ...]:
+        """Everything but the labels."""
+        return (self.boxes, self.valid, self.ignore, self.areas)
+
 
 class Example(NamedTuple):
-    """One image, its proposals and its objects, boxes xyxy in original pixels."""
+    """One image, its proposals and its objects, boxes xyxy in original pixels.
+
+    A detector's has its detections, with scores and names, instead of proposals.
+    """
 
     image: np.ndarray
     boxes: np.ndarray
     gt_boxes: np.ndarray
+    scores: np.ndarray | None = None
+    names: list[str] | None = None
 
 
 class Evaluation(NamedTuple):
@@ -70,11 +90,13 @@ class Evaluation(NamedTuple):
     Attributes:
         figures: by name, as `recall_metrics` gives them: `AR@k` and `AR@k_size`, recall
             with the k best proposals an image averaged over IoU 0.5 to 0.95; `R50@k`
-            and `R50@k_size`, recall at IoU 0.5.
+            and `R50@k_size`, recall at IoU 0.5. Of a detector also COCO's `AP`, `AP50`,
+            `AP75` and `AP_size`, and PASCAL VOC's, `VOC AP` (area) and `VOC AP 11`.
         curves: k -> recall at each of `IOU_THRESHOLDS`.
         examples: the first images.
         kept: proposals that the network keeps of an image at most.
         skipped: images that could not be read; their objects count as missed.
+        results: a detector's detections, as COCO results.
     """
 
     figures: dict[str, float]
@@ -82,10 +104,11 @@ class Evaluation(NamedTuple):
     examples: list[Example]
     kept: int
     skipped: int
+    results: list[dict[str, Any]]
 
 
 class Evaluator:
-    """Measures recall on one source; compiled once, used after any step.
+    """Measures a network on one source; compiled once, used after any step.
 
     Args:
         model: the network.
@@ -97,7 +120,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: RPN,
+        model: RPN | FasterRCNN,
         source: Source,
         data: DataConfig,
         config: EvalConfig,
@@ -107,47 +130,64 @@ class Evaluator:
         self._batch = -(-config.batch // mesh.size) * mesh.size
         self._examples = config.examples
         self._objects, self._row = load_objects(source)
+        self._detects = isinstance(model, FasterRCNN)
 
         def count(params, batch, objects: Objects, totals: RecallTotals):
-            found = model.propose(
-                params,
-                batch.images,
-                batch.image_sizes,
-                image_scales=batch.scales.mean(axis=1),
-            )
-            boxes = found.boxes / batch.scales[:, None, np.array([1, 0, 1, 0])]
-            counts = jax.vmap(matched_recall)(boxes, found.valid, *objects)
-            return totals.add(counts), (boxes, found.valid)
+            find = {"image_scales": batch.scales.mean(axis=1)}
+            to_original = batch.scales[:, None, np.array([1, 0, 1, 0])]
+            images = (params, batch.images, batch.image_sizes)
+            if isinstance(model, FasterRCNN):
+                found, detections = model.find(*images, **find)
+                detections = detections._replace(boxes=detections.boxes / to_original)
+            else:
+                found, detections = model.propose(*images, **find), None
+            boxes = found.boxes / to_original
+            counts = jax.vmap(matched_recall)(boxes, found.valid, *objects.agnostic)
+            return totals.add(counts), (boxes, found.valid), detections
 
         self._count = jax.jit(count, out_shardings=replicated(mesh))
+        self._precision = Precision(source.classes)
 
     def __call__(self, params: Any) -> Evaluation:
-        """Propose on every image and measure."""
+        """Propose, and detect, on every image and measure."""
         totals, first, kept = RecallTotals.zeros(), {}, 0
         unread = set(range(len(self._source)))
         batches = eval_batches(self._source, self._data, batch=self._batch)
+        self._precision.clear()
         with jax.set_mesh(self._mesh):  # each device proposes for its own images
             for batch in batches:
-                rows = [self._row[int(i)] for i in batch.image_ids]
+                ids = np.asarray(batch.image_ids)
+                rows = [self._row[int(i)] for i in ids]
                 unread.difference_update(rows)
                 objects = Objects(*(x[rows] for x in self._objects))
-                batch = put_batch(self._mesh, (batch, objects))
-                totals, (boxes, valid) = self._count(params, *batch, totals)
-                kept = valid.shape[1]
+                placed = put_batch(self._mesh, (batch, objects))
+                totals, found, detections = self._count(params, *placed, totals)
+                kept = found[1].shape[1]
+                if detections is not None:
+                    detections = Detections(*jax.device_get(detections))
+                    detections = detections._replace(
+                        valid=detections.valid & (ids >= 0)[:, None]
+                    )
+                    self._precision.add(ids, detections, objects)
                 if len(first) < self._examples:
-                    found = zip(*jax.device_get((boxes, valid)), strict=True)
-                    first |= dict(zip(rows, (b[v] for b, v in found), strict=True))
+                    shown = detections or found
+                    shown = zip(*jax.device_get(tuple(shown)), strict=True)
+                    first |= dict(zip(rows, shown, strict=True))
         batches.close()
         if unread:
             totals = self._add_missed(totals, sorted(unread))
         result = totals.summarize()
         recall = np.asarray(result.recall[0]).tolist()
+        figures = recall_metrics(result)
+        if self._detects:
+            figures |= self._precision.figures()
         return Evaluation(
-            recall_metrics(result),
+            figures,
             dict(zip(MAX_PROPOSALS, recall, strict=True)),
             self._show(first),
             kept,
             len(unread),
+            self._precision.results,
         )
 
     def _add_missed(self, totals: RecallTotals, rows: list[int]) -> RecallTotals:
@@ -155,15 +195,64 @@ class Evaluator:
         objects = Objects(*(x[rows] for x in self._objects))
         none = np.zeros((len(rows), 1), bool)
         boxes = np.zeros((len(rows), 1, 4), np.float32)
-        return totals.add(jax.jit(jax.vmap(matched_recall))(boxes, none, *objects))
+        if self._detects:
+            zeros = np.zeros((len(rows), 1), np.float32)
+            nothing = Detections(boxes, zeros, zeros.astype(np.int32) - 1, none)
+            self._precision.add(np.full(len(rows), -1), nothing, objects)
+        count = jax.jit(jax.vmap(matched_recall))
+        return totals.add(count(boxes, none, *objects.agnostic))
 
-    def _show(self, found: dict[int, np.ndarray]) -> list[Example]:
+    def _show(self, found: dict[int, Any]) -> list[Example]:
         rows = [row for row in found if row < len(self._source)][: self._examples]
-        records = [self._source[row] for row in rows]
-        return [
-            Example(load_image(record), found[row], record.boxes[~record.ignore])
-            for row, record in zip(rows, records, strict=True)
-        ]
+        return [self._example(row, found[row]) for row in rows]
+
+    def _example(self, row: int, found: Any) -> Example:
+        record, boxes, valid = self._source[row], found[0], found[-1]
+        example = Example(
+            load_image(record), boxes[valid], record.boxes[~record.ignore]
+        )
+        if not self._detects:
+            return example
+        names = [self._source.classes[label] for label in found[2][valid]]
+        return example._replace(scores=found[1][valid], names=names)
+
+
+class Precision:
+    """Collects detections and what they match, image by image.
+
+    Args:
+        classes: names of the classes.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self._classes = len(classes)
+        self._coco = jax.jit(jax.vmap(match_detections))
+        self._voc = jax.jit(jax.vmap(match_voc_detections))
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again."""
+        self._matches, self._voc_matches = [], []
+        self.results: list[dict[str, Any]] = []
+
+    def add(self, image_ids: np.ndarray, found: Detections, objects: Objects) -> None:
+        """Count a batch; boxes in original pixels."""
+        arrays = (*found, objects.boxes, objects.labels, objects.valid, objects.ignore)
+        matches = self._coco(*arrays, objects.areas), self._voc(*arrays)
+        coco, voc = jax.device_get(matches)
+        self._matches.append(coco)
+        self._voc_matches.append(voc)
+        self.results += coco_results(image_ids, *found)
+
+    def figures(self) -> dict[str, float]:
+        """Compute the average precision of all that was added."""
+        of = {"num_classes": self._classes}
+        coco = precision_metrics(average_precision(self._matches, **of))
+        figures = {k: v for k, v in coco.items() if k.startswith("AP")}
+        for name, method in (("VOC AP", "area"), ("VOC AP 11", "11point")):
+            voc = voc_average_precision(self._voc_matches, **of, method=method)
+            figures[name] = float(voc.mean[0])
+        return figures
 
 
 def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
@@ -183,7 +272,9 @@ def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
                 f"{record.name} is the second; every image needs its own"
             )
         exists = np.ones(len(record.boxes), bool)
-        rows.append(Objects(record.boxes, exists, record.ignore, record.areas))
+        rows.append(
+            Objects(record.boxes, record.labels, exists, record.ignore, record.areas)
+        )
     rows.append(Objects(*(leaf[:0] for leaf in rows[0])))
     most = max(1, *(len(objects.boxes) for objects in rows))
     columns = zip(*rows, strict=True)
@@ -200,6 +291,8 @@ def table(result: Evaluation) -> str:
         first, *rest = [f"{value:.4f}" if value >= 0 else "-" for value in values]
         # "AR@100 0.1234" whatever the length of the name, for those who look for it.
         lines.append(f"{name} {first}".ljust(15) + "".join(f"{x:<9}" for x in rest))
+    precision = {k: v for k, v in figures.items() if "AP" in k}
+    lines += [f"{k} {v:.4f}" if v >= 0 else f"{k} -" for k, v in precision.items()]
     if result.kept < max(MAX_PROPOSALS):
         lines.append(f"at most {result.kept} proposals an image are kept")
     if result.skipped:
@@ -215,16 +308,23 @@ def draw_examples(file: Path, examples: Sequence[Example]) -> None:
     figure = Figure(figsize=(4 * len(examples), 4.2), layout="constrained")
     axes = figure.subplots(1, len(examples), squeeze=False)[0]
     for ax, example in zip(axes, examples, strict=True):
+        if example.names is not None and example.scores is not None:
+            plotting.plot_detections(
+                example.image, example.boxes, example.scores, example.names, ax=ax
+            )
+            continue
         plotting.plot_proposals(
             example.image, example.boxes, gt_boxes=example.gt_boxes, ax=ax
         )
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    if handles:
+        place = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+        figure.legend(handles, labels, **place)
     figure.savefig(file, dpi=100)
 
 
-def write_recall(folder: Path, result: Evaluation) -> None:
-    """Write figures and recall-IoU curves as `recall.json` and `recall.png`."""
+def write_results(folder: Path, result: Evaluation) -> None:
+    """Write figures, recall-IoU curves and detections; see the head of this file."""
     values = {
         "figures": result.figures,
         "iou_thresholds": IOU_THRESHOLDS,
@@ -235,6 +335,8 @@ def write_recall(folder: Path, result: Evaluation) -> None:
     curves = {f"{k} proposals": curve for k, curve in result.curves.items()}
     plotting.plot_recall(IOU_THRESHOLDS, curves, ax=figure.subplots())
     figure.savefig(folder / "recall.png", dpi=120)
+    if result.results:
+        (folder / "detections.json").write_text(json.dumps(result.results) + "\n")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,13 +370,13 @@ def main(argv: Sequence[str]) -> int:
         out=path if path.is_dir() else path.parent,
     )
     options = tyro.cli(Options, default=defaults, args=rest, prog=prog)
-    source = open_source(options.data, "val")
+    source = open_source(options.data, "val", classes=classes_of(model.config))
     use_compilation_cache()
-    network = rpn(model.config)
+    network = make_network(model.config)
     evaluate = Evaluator(network, source, options.data, options.eval, data_mesh())
     result = evaluate(model.params)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_recall(options.out, result)
+    write_results(options.out, result)
     print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
     print(f"{len(source)} images\n{table(result)}")
     return 0

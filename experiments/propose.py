@@ -1,4 +1,4 @@
-"""Propose boxes for images.
+"""Propose boxes, or with a detector detect objects, in images.
 
 usage: python -m experiments.propose MODEL IMAGE... [--out DIR] [--top N] [--draw N]
                                                     [--crops N]
@@ -27,7 +27,7 @@ from PIL import Image
 from experiments.config import UsageError, exit_with, open_model, use_compilation_cache
 from rpn_jax import plotting
 from rpn_jax.data import DataError
-from rpn_jax.predict import DEMO, Prediction, Predictor, decode
+from rpn_jax.predict import DEMO, Objects, Prediction, Predictor, decode
 from rpn_jax.training.metrics import duration
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{n}/{len(files)}  {error}", file=sys.stderr, flush=True)
             continue
         found = predictor(pixels)
-        found = Prediction(*(x[: options.top] for x in found))
+        found = type(found)(*(x[: options.top] for x in found))
         write(options.out / name, file, pixels, found, draw=options.draw)
         save_crops(options.out / name, pixels, found.boxes[: options.crops])
         seconds.append(time.perf_counter() - start)
@@ -125,7 +125,12 @@ def crop_names(name: str, crops: int) -> list[str]:
 
 
 def write(
-    target: Path, file: Path, pixels: np.ndarray, found: Prediction, *, draw: int
+    target: Path,
+    file: Path,
+    pixels: np.ndarray,
+    found: Prediction | Objects,
+    *,
+    draw: int,
 ) -> None:
     """Write `target`.json and `target`.png."""
     height, width = pixels.shape[:2]
@@ -136,11 +141,18 @@ def write(
         "boxes": np.round(found.boxes.astype(float), 2).tolist(),
         "scores": np.round(found.scores.astype(float), 5).tolist(),
     }
+    if isinstance(found, Objects):
+        values |= {"labels": found.labels.tolist(), "names": found.names}
     target.with_name(target.name + ".json").write_text(json.dumps(values) + "\n")
     if draw:
         side = 8 / max(height, width)
         figure = Figure(figsize=(width * side, height * side), layout="constrained")
-        plotting.plot_proposals(pixels, *found, top=draw, ax=figure.subplots())
+        ax = figure.subplots()
+        if isinstance(found, Objects):
+            boxes, scores, _, names = (x[:draw] for x in found)
+            plotting.plot_detections(pixels, boxes, scores, names, ax=ax)
+        else:
+            plotting.plot_proposals(pixels, *found, top=draw, ax=ax)
         figure.savefig(target.with_name(target.name + ".png"), dpi=100)
 
 

@@ -1,4 +1,4 @@
-"""Train a region proposal network.
+"""Train a region proposal network, or a detector around one.
 
 usage: python -m experiments.train CONFIG [--field value ...] --workdir DIR
 
@@ -21,6 +21,7 @@ import jax
 from experiments.config import (
     TrainConfig,
     UsageError,
+    classes_of,
     exit_with,
     parse_config,
     refuse_many_processes,
@@ -29,8 +30,8 @@ from experiments.config import (
 )
 from experiments.data import open_source, train_batches
 from experiments.evaluate import Evaluation, Evaluator, draw_examples, table
+from rpn_jax.faster_rcnn import make_network
 from rpn_jax.pretrained import load, overlay, save_params_npz
-from rpn_jax.rpn import rpn
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.config import config_to_json
 from rpn_jax.training.mesh import data_mesh, put_batch, replicated
@@ -115,7 +116,10 @@ def setup(config: TrainConfig) -> Setup:
         UsageError: what the configuration names is not there or does not fit.
     """
     refuse_many_processes()
-    source, val_source = (open_source(config.data, s) for s in ("train", "val"))
+    classes = classes_of(config.model)
+    source, val_source = (
+        open_source(config.data, split, classes=classes) for split in ("train", "val")
+    )
     weights = load_weights(config)
     mesh = data_mesh()
     if config.batch % mesh.size:
@@ -128,7 +132,7 @@ def setup(config: TrainConfig) -> Setup:
     if not weights:
         print("the trunk starts from random weights; --weights FILE gives it others")
 
-    model = rpn(config.model)
+    model = make_network(config.model)
     rate = learning_rate(config.optimizer, lr=config.lr, steps=config.steps)
     optimizer = make_optimizer(
         config.optimizer,

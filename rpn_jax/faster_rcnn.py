@@ -114,6 +114,7 @@ class FasterRCNN(NamedTuple):
         propose: as of `RPN`: what the first stage proposes.
         detect: `detect(params, images, image_sizes, *, image_scales=None) ->
             Detections`, each field with a leading B.
+        find: likewise `-> (Proposals, Detections)`, of both stages in one run.
         config: the `FasterRCNNConfig` that it was made from.
     """
 
@@ -122,6 +123,7 @@ class FasterRCNN(NamedTuple):
     loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     propose: Callable[..., Proposals]
     detect: Callable[..., Detections]
+    find: Callable[..., tuple[Proposals, Detections]]
     config: FasterRCNNConfig
 
 
@@ -265,16 +267,16 @@ def faster_rcnn(
         _, outputs = first(params, images, image_sizes)
         return propose_from(outputs, image_sizes, image_scales, convention, train=train)
 
-    def detect(
+    def find(
         params: Params,
         images: ArrayLike,
         image_sizes: ArrayLike,
         *,
         image_scales: ArrayLike | None = None,
-    ) -> Detections:
+    ) -> tuple[Proposals, Detections]:
         outputs = apply(params, images, image_sizes, image_scales=image_scales)
         proposals = outputs.proposals
-        return batch_detections(
+        detections = batch_detections(
             proposals.boxes,
             proposals.valid,
             outputs.logits,
@@ -282,8 +284,12 @@ def faster_rcnn(
             image_sizes,
             rules,
         )
+        return proposals, detections
 
-    return FasterRCNN(init, apply, loss, propose, detect, config)
+    def detect(params: Params, images: ArrayLike, image_sizes: ArrayLike, **scales):
+        return find(params, images, image_sizes, **scales)[1]
+
+    return FasterRCNN(init, apply, loss, propose, detect, find, config)
 
 
 def make_network(config: RPNConfig | FasterRCNNConfig) -> RPN | FasterRCNN:

@@ -120,6 +120,48 @@ def plot_proposals(
     return ax
 
 
+def plot_detections(
+    image: Any,
+    boxes: Any,
+    scores: Any,
+    names: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw detections on their image, each with its name and score.
+
+    Args:
+        image: `[H, W, 3]` or `[H, W]`, uint8 or floats in 0..1.
+        boxes: `[n, 4]` xyxy in pixels of the image, best first.
+        scores: `[n]`.
+        names: `[n]` of the classes; each name has its colour.
+        threshold: detections of a lower score are left out.
+        ax: where to draw.
+
+    Returns:
+        The axes.
+    """
+    ax = plt.gca() if ax is None else ax
+    image = np.asarray(image)
+    ax.imshow(image, cmap="gray" if image.ndim == 2 else None)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    colors = {n: COLORS[i % len(COLORS)] for i, n in enumerate(sorted(set(names)))}
+    for box, score, name in zip(boxes, np.asarray(scores), names, strict=True):
+        if score < threshold:
+            continue
+        draw_boxes(box, ax=ax, color=colors[name])
+        frame = dict(facecolor=colors[name], alpha=0.8, pad=1, linewidth=0)
+        text = f"{name} {score:.2f}"
+        # At the top of the image the name goes into the box.
+        below = box[1] < 0.05 * image.shape[0]
+        x, y = box[:2]
+        label = ax.text(x, y, text, color="black", fontsize=7, bbox=frame)
+        label.set_verticalalignment("top" if below else "bottom")
+    ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
+    return ax
+
+
 def plot_recall(
     thresholds: Sequence[float],
     curves: Mapping[str, Sequence[float]],

@@ -11,8 +11,11 @@ from PIL import Image
 
 from rpn_jax.data import Resize, decode_image
 from rpn_jax.data.transforms import pad_image, resize_pixels
+from rpn_jax.faster_rcnn import FasterRCNN, FasterRCNNConfig, make_network
 from rpn_jax.pretrained import is_own, load, load_params_npz
-from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.pretrained.load import network_config
+from rpn_jax.proposals import Proposals
+from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.config import config_from_json
 
@@ -32,6 +35,22 @@ class Prediction(NamedTuple):
     scores: np.ndarray
 
 
+class Objects(NamedTuple):
+    """Objects found in one image, best first.
+
+    Attributes:
+        boxes: `[n, 4]` float32 xyxy, pixels of the image as given.
+        scores: `[n]` float32, descending.
+        labels: `[n]` int32, classes from 0.
+        names: of the classes of these, n of them.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+
+
 class Model(NamedTuple):
     """A network with its weights.
 
@@ -45,21 +64,21 @@ class Model(NamedTuple):
             its anchors (torchvision) or features at the border depend on it.
     """
 
-    config: RPNConfig
+    config: RPNConfig | FasterRCNNConfig
     params: Any
     resize: Resize = Resize()
     data: Any = None
     pad_to: int = 128
 
     @classmethod
-    def of(cls, config: RPNConfig, params: Any) -> "Model":
+    def of(cls, config: RPNConfig | FasterRCNNConfig, params: Any) -> "Model":
         """Take weights trained elsewhere: images as their convention wants them."""
         image = config.convention.image
         return cls(config, params, Resize.of(image), pad_to=image.pad_to)
 
 
 class Predictor:
-    """Proposes boxes for images of any size.
+    """Proposes boxes, or with a detector detects objects, in images of any size.
 
     Images are resized as in evaluation and padded to multiples of `pad_to`, with one
     compilation for each padded size met.
@@ -73,6 +92,8 @@ class Predictor:
     Example:
         >>> predict = Predictor("runs/demo")  # doctest: +SKIP
         >>> boxes, scores = predict("photo.jpg")  # doctest: +SKIP
+        >>> detect = Predictor("fasterrcnn_resnet50_fpn.pth")  # doctest: +SKIP
+        >>> boxes, scores, labels, names = detect("photo.jpg")  # doctest: +SKIP
     """
 
     def __init__(
@@ -83,10 +104,18 @@ class Predictor:
         self.model = model
         self.pad_to = model.pad_to if pad_to is None else pad_to
         self._params = jax.device_put(model.params)
-        self._propose = jax.jit(rpn(model.config).propose)
+        network = make_network(model.config)
+        self._classes: tuple[str, ...] = ()
+        if isinstance(network, FasterRCNN):
+            self._classes = network.config.classes
+            self._find = jax.jit(network.detect)
+        else:
+            self._find = jax.jit(network.propose)
 
-    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Prediction:
-        """Propose boxes for one image.
+    def __call__(
+        self, image: str | Path | Image.Image | np.ndarray
+    ) -> Prediction | Objects:
+        """Find boxes in one image.
 
         Args:
             image: a path, a PIL image, or an array `[H, W]`, `[H, W, 3]` or
@@ -94,6 +123,7 @@ class Predictor:
 
         Returns:
             Boxes in pixels of the (upright) image, best first; none of them padding.
+            `Prediction` of an RPN, `Objects` of a detector.
 
         Raises:
             DataError: the image is missing, broken or empty.
@@ -105,14 +135,19 @@ class Predictor:
         batch = pad_image(pixels, padded)[None]
         sizes = np.array([size], np.int32)
         scale = np.array([np.mean(scales)], np.float32)
-        found = self._propose(self._params, batch, sizes, image_scales=scale)
+        found = self._find(self._params, batch, sizes, image_scales=scale)
         found = jax.device_get(found)
         valid = found.valid[0]
         sy, sx = scales
         boxes = found.boxes[0][valid] * np.array([1 / sx, 1 / sy] * 2, np.float32)
         height, width = image.shape[:2]
         boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
-        return Prediction(boxes, found.scores[0][valid])
+        scores = found.scores[0][valid]
+        if isinstance(found, Proposals):
+            return Prediction(boxes, scores)
+        labels = found.labels[0][valid]
+        names = [self._classes[label] for label in labels]
+        return Objects(boxes, scores, labels, names)
 
 
 decode = partial(decode_image, upright=True)
@@ -149,10 +184,10 @@ def _load_run(folder: Path) -> Model:
     if not file.exists():
         raise FileNotFoundError(f"{folder} holds no run: there is no {file}")
     values = json.loads(file.read_text())
-    config = config_from_json(RPNConfig, values["model"])
+    config = network_config(values["model"])
     resize = config_from_json(Resize, values["data"]["resize"])
     side = resize.max_size
-    init = partial(rpn(config).init, image_size=(side, side))
+    init = partial(make_network(config).init, image_size=(side, side))
     like = jax.eval_shape(init, jax.random.key(0))
     if not (folder / "checkpoints").is_dir():
         raise FileNotFoundError(f"{folder} holds no checkpoint yet")

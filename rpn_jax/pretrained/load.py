@@ -111,6 +111,12 @@ def load(
     return _fill(name, found, config or found.config, parts, allow)
 
 
+def network_config(values: Mapping[str, Any]) -> Config:
+    """Build the configuration of a network from json: an RPN's or a detector's."""
+    kind = FasterRCNNConfig if "rpn" in values else RPNConfig
+    return config_from_json(kind, dict(values))
+
+
 def _own(file: str | os.PathLike) -> Recognised:
     """Recognise a file of `save_params_npz` that says its network."""
     params, metadata = load_params_npz(file)
@@ -118,10 +124,9 @@ def _own(file: str | os.PathLike) -> Recognised:
         raise ValueError(
             f"{os.fspath(file)} holds weights, but not the config of their network"
         )
-    kind = FasterRCNNConfig if "rpn" in metadata["model"] else RPNConfig
     return Recognised(
         "weights of rpn_jax",
-        config_from_json(kind, metadata["model"]),
+        network_config(metadata["model"]),
         Dialect("/".join, torch=False),
         {
             "/".join(key.key for key in p): x

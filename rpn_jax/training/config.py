@@ -44,7 +44,7 @@ def config_from_json(kind: type[T], values: dict[str, Any]) -> T:
 def _value(hint: Any, value: Any) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [h for h in typing.get_args(hint) if h is not type(None)]
-        hint = options[0] if len(options) == 1 else Any
+        hint = options[0] if len(options) == 1 else _kind_of(value, options)
     if value is None:
         return None
     if dataclasses.is_dataclass(hint):
@@ -54,6 +54,15 @@ def _value(hint: Any, value: Any) -> Any:
     if hint is float:
         return float(value)
     return _tuples(value)
+
+
+def _kind_of(value: Any, options: list[Any]) -> Any:
+    """Choose among dataclasses the one that has the fields of `value`."""
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            if set(value) <= {f.name for f in dataclasses.fields(option)}:
+                return option
+    return Any
 
 
 def _tuples(value: Any) -> Any:
