@@ -3,12 +3,13 @@
 usage: python -m experiments.propose MODEL IMAGE... [--out DIR] [--top N] [--draw N]
                                                     [--crops N]
 
-MODEL is a run's folder (its best checkpoint, else its last), a weight file, or `demo`
-for the packaged weights. IMAGE is a file or a folder of images. For each image NAME
-`NAME.json` gets its boxes (x1, y1, x2, y2 in pixels of the image) and scores, best
-first, `NAME.png` a picture and, if asked for, `NAME_crop1.png` to `NAME_cropN.png` what
-lies in the best boxes. An image that cannot be read is named, the others go
-on, and the exit code is 1.
+MODEL is a run's folder (its best checkpoint, else its last), a weight file, ours,
+torchvision's or detectron2's, or `demo` for the packaged weights. IMAGE is a file or a
+folder of images. For each image NAME `NAME.json` gets its boxes (x1, y1, x2, y2 in
+pixels of the image) and scores, of a detector labels and names too, best first,
+`NAME.png` a picture and, if asked for, `NAME_crop1.png` to `NAME_cropN.png` what lies
+in the best boxes. An image that cannot be read is named, the others go on, and the exit
+code is 1.
 """
 
 import dataclasses

@@ -26,6 +26,9 @@ from rpn_jax.ops.losses import (
 from rpn_jax.ops.matching import Matches, match_anchors
 from rpn_jax.ops.multiclass_nms import MulticlassNMSResult, multiclass_nms
 from rpn_jax.ops.nms import NMSResult, nms
+from rpn_jax.ops.roi_align import multilevel_roi_align, roi_align
+from rpn_jax.ops.roi_levels import assign_levels
+from rpn_jax.ops.roi_pool import roi_pool
 from rpn_jax.ops.sampling import sample_balanced
 from rpn_jax.ops.soft_nms import SoftNMSResult, soft_nms
 from rpn_jax.ops.topk import TopK, top_k
@@ -47,6 +50,7 @@ __all__ = [
     "SoftNMSResult",
     "TopK",
     "anchor_targets",
+    "assign_levels",
     "box_area",
     "box_convert",
     "box_ioa",
@@ -66,8 +70,11 @@ __all__ = [
     "grid_anchors",
     "match_anchors",
     "multiclass_nms",
+    "multilevel_roi_align",
     "nms",
     "pyramid_anchors",
+    "roi_align",
+    "roi_pool",
     "roi_targets",
     "rpn_losses",
     "sample_balanced",

@@ -69,10 +69,40 @@ def losses(scores, labels, mask):
     return rj.rpn_losses(scores[None] ** 2, scores[None] ** 2, labels[None], mask[None])
 
 
+align = partial(
+    rj.roi_align, output_size=(2, 3), spatial_scale=0.25, sampling_ratio=2, aligned=True
+)
+align_adaptively = partial(align, sampling_ratio=0, aligned=False)
+pool = partial(rj.roi_pool, output_size=(2, 3), spatial_scale=0.25)
+
+
+def align_levels(fine, coarse, boxes, valid):
+    levels = rj.assign_levels(boxes, min_level=2, max_level=3, canonical_size=80)
+    return rj.multilevel_roi_align(
+        (fine, coarse),
+        boxes,
+        levels,
+        output_size=2,
+        spatial_scales=(0.25, 0.125),
+        sampling_ratio=0,
+        aligned=True,
+        valid=valid,
+    )
+
+
+def features_gradient(pooling, *args):
+    return jax.grad(lambda features: (pooling(features, *args[1:]) ** 2).sum())(args[0])
+
+
+FINE, COARSE = random_scores(29, 9, 11, 3), random_scores(30, 5, 6, 3)
+
 CASES = {
     "anchor_targets": Case(
         partial(rj.anchor_targets, sample_size=8),
         (KEYS, BOXES, TRUTH, random_masks(3, M), SIZES),
+    ),
+    "assign_levels": Case(
+        partial(rj.assign_levels, min_level=2, max_level=5, canonical_size=20), (BOXES,)
     ),
     "box_area": Case(rj.box_area, (BOXES,)),
     "box_convert": Case(
@@ -110,6 +140,9 @@ CASES = {
         ),
         (BOXES[:, :, None] + np.zeros((3, 1), np.float32), random_scores(25, N, 3)),
     ),
+    "multilevel_roi_align": Case(
+        align_levels, (FINE, COARSE, BOXES, random_masks(31, N))
+    ),
     "nms": Case(
         lambda boxes, scores, valid: rj.nms(
             boxes, scores, iou_threshold=0.3, max_outputs=10, valid=valid
@@ -120,6 +153,14 @@ CASES = {
         lambda x: rj.pyramid_anchors([(3, 2)], sizes=[(32,)], strides=[16])[0] + x,
         (random_scores(11, 1, 1),),
     ),
+    "roi_align": Case(align, (FINE, BOXES)),
+    "roi_align, adaptive": Case(align_adaptively, (FINE, BOXES)),
+    "roi_align, gradient": Case(partial(features_gradient, align), (FINE, BOXES)),
+    "roi_align, adaptive gradient": Case(
+        partial(features_gradient, align_adaptively), (FINE, BOXES)
+    ),
+    "roi_pool": Case(pool, (FINE, BOXES)),
+    "roi_pool, gradient": Case(partial(features_gradient, pool), (FINE, BOXES)),
     "rpn_losses": Case(
         losses, (random_scores(12, N), random_labels(13, N), random_masks(14, N))
     ),
