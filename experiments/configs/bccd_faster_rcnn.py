@@ -1,0 +1,23 @@
+"""Blood cells, Faster R-CNN on SqueezeNet with ImageNet weights.
+
+    python -m experiments.train bccd_faster_rcnn --weights squeezenet.npz \
+        --workdir runs/bccd_faster_rcnn
+
+Data, trunk and recipe are those of `bccd`; three classes, RoIAlign of 7 x 7 bins, two
+fully connected layers of 256, both stages trained together.
+"""
+
+import dataclasses
+
+from experiments.configs.bccd import CONFIG as BCCD
+from rpn_jax.faster_rcnn import FasterRCNNConfig
+
+CONFIG = dataclasses.replace(
+    BCCD,
+    model=FasterRCNNConfig(
+        rpn=BCCD.model,
+        classes=("RBC", "WBC", "Platelets"),
+        box_features=256,
+        box_background=True,
+    ),
+)
