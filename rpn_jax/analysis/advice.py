@@ -52,7 +52,7 @@ def advise(objects: Objects, coverage: Coverage, config: RPNConfig) -> list[str]
     if between > 0.3:
         lines.append(
             f"{between:.0%} of the missed would be covered if they lay on a grid "
-            "point: a finer stride, or larger images, would serve them."
+            "point: a finer stride would serve them."
         )
     lines += try_additions(objects, coverage, config)
     lost = int(coverage.lost.sum())

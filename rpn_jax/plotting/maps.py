@@ -84,20 +84,32 @@ def plot_coverage(
     for i, j in zip(*np.nonzero(objects), strict=True):
         color = "black" if share[i, j] > 0.5 else "white"
         text = _short(objects[i, j])
-        ax.text(x[i], y[j], text, color=color, fontsize=7, ha="center", va="center")
+        ax.text(
+            x[i],
+            y[j],
+            text,
+            color=color,
+            fontsize=7,
+            ha="center",
+            va="center",
+            zorder=5,
+        )
     marks = [np.zeros(0)] * 2
     if anchors is not None:
         anchors = np.asarray(anchors, np.float64).reshape(-1, 4)
         width, height = (anchors[:, 2:] - anchors[:, :2]).T
         marks = [np.sqrt(width * height), height / width]
-        ax.plot(
-            *marks,
-            "D",
-            color=VERMILION,
-            markeredgecolor="white",
-            markersize=9,
-            label="anchors",
-        )
+        # Hollow, so that the numbers stay legible; white around the colour.
+        for color, line, name in (("white", 4, None), (VERMILION, 2, "anchors")):
+            ax.plot(
+                *marks,
+                "D",
+                markerfacecolor="none",
+                markeredgecolor=color,
+                markeredgewidth=line,
+                markersize=13,
+                label=name,
+            )
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     ax.set(xscale="log", yscale="log")
     for axis, edges, used, mark in (
