@@ -376,7 +376,7 @@ def draw(file: Path, found: Found) -> None:
 
 def draw_places(file: Path, found: Found) -> None:
     """Draw the highest IoU of one box over the places that it may have."""
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = Figure(figsize=(6, 5))
     ax = figure.subplots()
     boxes = found.objects.boxes
     x, y = (np.unique(side) - side.mean() for side in boxes[:, :2].T)
@@ -385,7 +385,7 @@ def draw_places(file: Path, found: Found) -> None:
     figure.colorbar(mesh, ax=ax, label="IoU with the best anchor")
     ax.set(xlabel="shift to the right, px", ylabel="shift down, px", aspect="equal")
     ax.invert_yaxis()
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
 def _plain(value: Any) -> Any:
