@@ -125,6 +125,11 @@ class TrainConfig:
     log_every: int = 20
     tensorboard: bool = False
 
+    @property
+    def rpn(self) -> RPNConfig:
+        """The region proposal network, alone or within a detector."""
+        return self.model if isinstance(self.model, RPNConfig) else self.model.rpn
+
 
 def config_names() -> list[str]:
     """List the configs of `experiments/configs`."""

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
         known = ", ".join(config_names())
         raise UsageError(f"a config ({known}) is wanted before the options: {prog}")
     config = load_config(name)
-    defaults = Options(data=config.data, model=config.model)
+    defaults = Options(data=config.data, model=config.rpn)
     options = tyro.cli(Options, default=defaults, args=rest, prog=f"{prog} {name}")
     try:
         rpn(options.model)

@@ -197,7 +197,8 @@ class Evaluator:
         boxes = np.zeros((len(rows), 1, 4), np.float32)
         if self._detects:
             zeros = np.zeros((len(rows), 1), np.float32)
-            nothing = Detections(boxes, zeros, zeros.astype(np.int32) - 1, none)
+            nothing: Any = (boxes, zeros, zeros.astype(np.int32) - 1, none)
+            nothing = Detections(*nothing)
             self._precision.add(np.full(len(rows), -1), nothing, objects)
         count = jax.jit(jax.vmap(matched_recall))
         return totals.add(count(boxes, none, *objects.agnostic))
@@ -246,11 +247,14 @@ class Precision:
 
     def figures(self) -> dict[str, float]:
         """Compute the average precision of all that was added."""
-        of = {"num_classes": self._classes}
-        coco = precision_metrics(average_precision(self._matches, **of))
+        count = self._classes
+        coco = average_precision(self._matches, num_classes=count)
+        coco = precision_metrics(coco)
         figures = {k: v for k, v in coco.items() if k.startswith("AP")}
         for name, method in (("VOC AP", "area"), ("VOC AP 11", "11point")):
-            voc = voc_average_precision(self._voc_matches, **of, method=method)
+            voc = voc_average_precision(
+                self._voc_matches, num_classes=count, method=method
+            )
             figures[name] = float(voc.mean[0])
         return figures
 

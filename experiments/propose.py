@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"{n}/{len(files)}  {error}", file=sys.stderr, flush=True)
             continue
         found = predictor(pixels)
-        found = type(found)(*(x[: options.top] for x in found))
+        found = found.best(options.top)
         write(options.out / name, file, pixels, found, draw=options.draw)
         save_crops(options.out / name, pixels, found.boxes[: options.crops])
         seconds.append(time.perf_counter() - start)
@@ -150,7 +150,7 @@ def write(
         figure = Figure(figsize=(width * side, height * side), layout="constrained")
         ax = figure.subplots()
         if isinstance(found, Objects):
-            boxes, scores, _, names = (x[:draw] for x in found)
+            boxes, scores, _, names = found.best(draw)
             plotting.plot_detections(pixels, boxes, scores, names, ax=ax)
         else:
             plotting.plot_proposals(pixels, *found, top=draw, ax=ax)

@@ -34,6 +34,10 @@ class Prediction(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
 
+    def best(self, count: int) -> "Prediction":
+        """Return the best `count` of them."""
+        return Prediction(self.boxes[:count], self.scores[:count])
+
 
 class Objects(NamedTuple):
     """Objects found in one image, best first.
@@ -49,6 +53,11 @@ class Objects(NamedTuple):
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
+
+    def best(self, count: int) -> "Objects":
+        """Return the best `count` of them."""
+        arrays = (self.boxes[:count], self.scores[:count], self.labels[:count])
+        return Objects(*arrays, self.names[:count])
 
 
 class Model(NamedTuple):
@@ -169,7 +178,7 @@ def load_model(path: str | Path) -> Model:
     path = Path(path)
     if path.is_dir():
         return _load_run(path)
-    config, params, report = load(path)
+    config, params, report, _ = load(path)
     if report.missing:
         raise ValueError(f"{path} holds a trunk, {report.model}, not a whole network")
     if not is_own(path):

@@ -15,7 +15,7 @@ from rpn_jax.faster_rcnn import FasterRCNNConfig
 CONFIG = dataclasses.replace(
     BCCD,
     model=FasterRCNNConfig(
-        rpn=BCCD.model,
+        rpn=BCCD.rpn,
         classes=("RBC", "WBC", "Platelets"),
         box_features=256,
         box_background=True,

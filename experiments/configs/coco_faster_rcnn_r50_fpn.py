@@ -19,7 +19,7 @@ CONFIG = dataclasses.replace(
     RPN,
     model=FasterRCNNConfig(
         rpn=dataclasses.replace(
-            model_config("faster_rcnn_R_50_FPN"), freeze=RPN.model.freeze
+            model_config("faster_rcnn_R_50_FPN"), freeze=RPN.rpn.freeze
         ),
         classes=COCO,
         roi_levels=4,

@@ -20,7 +20,7 @@ CLASSES = (
 CONFIG = dataclasses.replace(
     VOC,
     model=FasterRCNNConfig(
-        rpn=VOC.model,
+        rpn=VOC.rpn,
         classes=tuple(CLASSES.split()),
         box_features=256,
         box_background=True,

@@ -22,7 +22,7 @@ from rpn_jax.analysis.axis import Axis, count_places, usable_points
 from rpn_jax.analysis.objects import Objects, Progress, Size
 from rpn_jax.conventions import TargetConvention, options
 from rpn_jax.ops.anchors import cell_anchors
-from rpn_jax.rpn import BACKBONES, RPNConfig, level_strides
+from rpn_jax.rpn import RPNConfig, level_strides, rpn_modules
 
 CHUNK = 8192
 """Objects on the device at a time."""
@@ -100,7 +100,7 @@ def anchor_grids(config: RPNConfig, size: Size) -> list[Size]:
 
 @cache
 def _map_sizes(config: RPNConfig, size: Size) -> list[Size]:
-    backbone = BACKBONES[config.backbone](config, jnp.dtype(config.dtype))
+    backbone, _ = rpn_modules(config)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     maps, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)
     return [(x.shape[1], x.shape[2]) for x in maps]

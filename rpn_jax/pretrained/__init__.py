@@ -1,6 +1,7 @@
 """Weight files in and out of parameter trees."""
 
 from rpn_jax.pretrained.convert import overlay
+from rpn_jax.pretrained.export import save_torchvision, torchvision_state_dict
 from rpn_jax.pretrained.files import read_state_dict
 from rpn_jax.pretrained.load import Loaded, Report, load
 from rpn_jax.pretrained.npz import is_own, load_params_npz, save_params_npz
@@ -16,4 +17,6 @@ __all__ = [
     "overlay",
     "read_state_dict",
     "save_params_npz",
+    "save_torchvision",
+    "torchvision_state_dict",
 ]

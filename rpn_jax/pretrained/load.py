@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from rpn_jax.faster_rcnn import FasterRCNNConfig, make_network
 from rpn_jax.pretrained.convert import Dialect, Path, convert, paths_of, summarize
@@ -52,11 +53,14 @@ class Loaded(NamedTuple):
         params: its variables dict, NumPy arrays. From a file of a trunk it holds the
             trunk alone; `overlay(model.init(...), params)` completes it.
         report: what matched, what was left over, what is missing.
+        counts: batches that the file's norms have seen, by their names there; nothing
+            here uses them, and a file for torchvision has them.
     """
 
     config: Config
     params: dict[str, Any]
     report: Report
+    counts: dict[str, Any] = {}
 
 
 def load(
@@ -184,7 +188,12 @@ def _fill(
         converted.missing,
         found.notes,
     )
-    return Loaded(config, converted.params, report)
+    counts = {
+        key: np.asarray(found.arrays[key])
+        for key in converted.left_over
+        if key.endswith("num_batches_tracked")
+    }
+    return Loaded(config, converted.params, report, counts)
 
 
 def _has_pyramid(paths: Iterable[Path]) -> bool:

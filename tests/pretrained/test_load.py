@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.models import make_backbone
-from rpn_jax.pretrained import load, model_config, overlay, save_params_npz
+from rpn_jax.pretrained import (
+    load,
+    model_config,
+    overlay,
+    save_params_npz,
+    save_torchvision,
+    torchvision_state_dict,
+)
 from rpn_jax.pretrained.recognise import recognise
 from rpn_jax.pretrained.trunks import from_caffe2, torchvision_resnet
 from rpn_jax.rpn import RPNConfig, rpn
@@ -37,6 +45,10 @@ def small():
     """A state dict of torchvision's SqueezeNet, the smallest of all."""
     with np.load("tests/golden/pretrained_squeezenet1_1.npz") as golden:
         return from_golden(golden)
+
+
+def rpn_of(config):
+    return config if isinstance(config, RPNConfig) else config.rpn
 
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)], ids=["even", "odd"])
@@ -76,9 +88,10 @@ def test_trunks_equal_torchvisions(name, size, golden):
 def test_proposals_equal_the_peers(name, golden):
     wanted = golden(f"pretrained_{name}")
     loaded = load(from_golden(wanted))
+    config = rpn_of(loaded.config)
     if name != "fasterrcnn_resnet50_fpn":  # as published, its epsilon is 0
-        assert loaded.config == model_config(name)
-    net = rpn(loaded.config)
+        assert config == model_config(name)
+    net = rpn(config)
     images, sizes = image()[None], jnp.array([IMAGE])
 
     @jax.jit
@@ -110,11 +123,11 @@ def test_old_names_and_their_epsilon_are_known(golden):
     }
     assert "backbone.fpn.inner_blocks.0.weight" in old
     loaded = load(old)
-    assert loaded.config == model_config("fasterrcnn_resnet50_fpn")
-    assert loaded.config.backbone_options.norm_epsilon == 0.0
+    assert loaded.config.rpn == model_config("fasterrcnn_resnet50_fpn")
+    assert loaded.config.rpn.backbone_options.norm_epsilon == 0.0
     assert "epsilon 0, as published" in str(loaded.report)
     new = load(from_golden(wanted))
-    assert new.config.backbone_options.norm_epsilon == 1e-5
+    assert new.config.rpn.backbone_options.norm_epsilon == 1e-5
     jax.tree.map(np.testing.assert_array_equal, loaded.params, new.params)
 
 
@@ -254,8 +267,65 @@ def test_a_whole_network_of_another_kind_is_refused(golden):
 def test_models_are_told_apart(golden):
     for name in ("rpn_R_50_FPN", "faster_rcnn_R_50_DC5", "faster_rcnn_X_101_32x8d_FPN"):
         found = recognise(from_golden(golden(f"pretrained_{name}")))
-        assert found is not None and found.config == model_config(name)
+        assert found is not None and rpn_of(found.config) == model_config(name)
         assert found.model == f"detectron2's {name}"
+
+
+def test_the_second_stage_is_told_from_its_arrays(golden):
+    def config(name):
+        found = recognise(from_golden(golden(f"pretrained_{name}")))
+        assert found is not None
+        return found.config
+
+    first = config("fasterrcnn_resnet50_fpn")
+    assert first.classes[0] == "person" and len(first.classes) == 90
+    assert (first.box_head, first.roi_levels, first.box_background) == ("two_fc", 4, 1)
+    assert config("fasterrcnn_resnet50_fpn_v2").box_head == "conv_fc"
+    assert config("fasterrcnn_mobilenet_v3_large_fpn").roi_levels == 1
+    last = config("faster_rcnn_R_50_DC5")
+    assert len(last.classes) == 80 and not last.box_background
+
+
+def test_the_rpn_of_a_detector_alone(golden):
+    state = from_golden(golden("pretrained_fasterrcnn_mobilenet_v3_large_fpn"))
+    config = model_config("fasterrcnn_mobilenet_v3_large_320_fpn")
+    loaded = load(state, config=config)
+    assert loaded.config is config
+    assert set(loaded.params["params"]) == {"backbone", "rpn"}
+    assert any(name.startswith("roi_heads") for name in loaded.report.left_over)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_resnet50_fpn_v2",
+    ],
+)
+def test_to_torchvision_and_back_changes_no_bit(name, golden, tmp_path):
+    state = from_golden(golden(f"pretrained_{name}"))
+    config, params, _, counts = load(state)
+    back = torchvision_state_dict(config, params, counts=counts)
+    assert set(back) == set(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(back[key], value)
+        assert back[key].dtype == (np.int64 if value.dtype == int else np.float32)
+
+
+def test_a_file_for_torchvision(golden, tmp_path):
+    state = from_golden(golden("pretrained_fasterrcnn_mobilenet_v3_large_fpn"))
+    config, params, _, counts = load(state)
+    save_torchvision(tmp_path / "m.safetensors", config, params, counts=counts)
+    again = load(tmp_path / "m.safetensors")
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+
+
+def test_torchvision_has_no_such_detector():
+    config = FasterRCNNConfig(rpn=RPNConfig(backbone="vgg16"))
+    with pytest.raises(ValueError, match="not on vgg16"):
+        torchvision_state_dict(config, {})
 
 
 def test_unknown_names():
