@@ -79,12 +79,12 @@ def detector(name, out, images, seed):
     """Write the weights of a model; return its outputs."""
     cfg = config(name)
     model = build_model(cfg).eval()
-    background = torch.tensor([0.0] * 80 + [4.0])
+    background = torch.tensor([0.0] * 80 + [3.0])
     spreads = {
         "proposal_generator.rpn_head.objectness_logits": (-4.0, 1.2),
-        "proposal_generator.rpn_head.anchor_deltas": (0.0, 0.3),
-        "roi_heads.box_predictor.cls_score": (background, 2.0),
-        "roi_heads.box_predictor.bbox_pred": (0.0, 1.0),
+        "proposal_generator.rpn_head.anchor_deltas": (0.0, 0.2),
+        "roi_heads.box_predictor.cls_score": (background, 1.4),
+        "roi_heads.box_predictor.bbox_pred": (0.0, 0.7),
     }
     # Stretched to squares, so that no padding has a share in the statistics.
     squares = [

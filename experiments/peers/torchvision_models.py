@@ -86,14 +86,14 @@ def detector(name, out, images, seed):
     """Write the weights of a detector; return its outputs."""
     build = getattr(detection, name)
     model = build(weights=None, weights_backbone=None).eval()
-    background = torch.tensor([4.0] + [0.0] * 90)
+    background = torch.tensor([3.0] + [0.0] * 90)
     # MobileNet's proposals must score 0.05: so low that not all of the best do.
     objectness = (-5.0, 1.7) if "mobilenet" in name else (-4.0, 1.2)
     spreads = {
         "rpn.head.cls_logits": objectness,
-        "rpn.head.bbox_pred": (0.0, 0.3),
-        "roi_heads.box_predictor.cls_score": (background, 2.0),
-        "roi_heads.box_predictor.bbox_pred": (0.0, 1.0),
+        "rpn.head.bbox_pred": (0.0, 0.2),
+        "roi_heads.box_predictor.cls_score": (background, 1.4),
+        "roi_heads.box_predictor.bbox_pred": (0.0, 0.7),
     }
     # Stretched to squares, so that no padding has a share in the statistics.
     squares = [read(path, (400, 400)) for path in images]
