@@ -82,7 +82,7 @@ def detector(name, out, images, seed):
     background = torch.tensor([0.0] * 80 + [3.0])
     spreads = {
         "proposal_generator.rpn_head.objectness_logits": (-4.0, 1.2),
-        "proposal_generator.rpn_head.anchor_deltas": (0.0, 0.2),
+        "proposal_generator.rpn_head.anchor_deltas": (0.0, 0.1),
         "roi_heads.box_predictor.cls_score": (background, 1.4),
         "roi_heads.box_predictor.bbox_pred": (0.0, 0.7),
     }

@@ -91,7 +91,7 @@ def detector(name, out, images, seed):
     objectness = (-5.0, 1.7) if "mobilenet" in name else (-4.0, 1.2)
     spreads = {
         "rpn.head.cls_logits": objectness,
-        "rpn.head.bbox_pred": (0.0, 0.2),
+        "rpn.head.bbox_pred": (0.0, 0.1),
         "roi_heads.box_predictor.cls_score": (background, 1.4),
         "roi_heads.box_predictor.bbox_pred": (0.0, 0.7),
     }
