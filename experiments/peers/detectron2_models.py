@@ -27,8 +27,10 @@ import torch
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import detection_utils, transforms
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_resnet_backbone
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import ImageList
 from PIL import Image
 from random_weights import fill
 from torchvision.models import resnet50
@@ -130,9 +132,7 @@ def detect(cfg, model, path):
     resize = transforms.ResizeShortestEdge([low, low], high).get_transform(image)
     image = resize.apply_image(image)
     pixels = (tensor(image) - model.pixel_mean) / model.pixel_std
-    images = detectron2.structures.ImageList.from_tensors(
-        [pixels], model.backbone.size_divisibility
-    )
+    images = ImageList.from_tensors([pixels], model.backbone.size_divisibility)
     maps = model.backbone(images.tensor)
     rpn = model.proposal_generator
     features = [maps[level] for level in rpn.in_features]
@@ -196,7 +196,7 @@ def backbone(name, out, seed):
     cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
     if name == "R-50-torchvision":
         cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
-    shape = detectron2.layers.ShapeSpec(channels=3)
+    shape = ShapeSpec(channels=3)
     # An odd size: what is done with the last row and column shows.
     x = 60 * torch.randn(1, 3, 97, 139)
     path = out / f"{name}.pkl"
