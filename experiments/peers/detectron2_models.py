@@ -18,8 +18,10 @@ channel.
 """
 
 import argparse
+import io
 import pathlib
 import pickle
+import struct
 
 import detectron2
 import numpy as np
@@ -114,9 +116,27 @@ def detector(name, out, images, seed):
 def write(path, author, state, **more):
     """Write a pickle of arrays, as the model zoo has them."""
     arrays = {key: value.numpy() for key, value in state.items()}
-    with open(path, "wb") as file:
-        content = {"model": arrays, "__author__": author} | more
-        pickle.dump(content, file, protocol=2)
+    content = {"model": arrays, "__author__": author} | more
+    path.write_bytes(old_numpy(pickle.dumps(content, protocol=3)))
+
+
+def old_numpy(data):
+    """Name the module of arrays as before NumPy 2; it is named once, at the start."""
+    return data.replace(b"numpy._core.", b"numpy.core.", 1)
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes as one kind of string, as Python 2 did."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_string(self, value):
+        """Write a string."""
+        data = value if isinstance(value, bytes) else value.encode("latin1")
+        self.write(pickle.BINSTRING + struct.pack("<i", len(data)) + data)
+        self.memoize(value)
+
+    dispatch[bytes] = dispatch[str] = save_string
 
 
 def tensor(image):
@@ -208,8 +228,9 @@ def backbone(name, out, seed):
     else:
         source = build_resnet_backbone(cfg, shape).eval()
         fill(source, lambda: source(x), {}, seed)
-        with open(path, "wb") as file:
-            pickle.dump(caffe2_blobs(source), file, protocol=2)
+        file = io.BytesIO()
+        Python2Pickler(file, protocol=2).dump(caffe2_blobs(source))
+        path.write_bytes(old_numpy(file.getvalue()))
     model = build_resnet_backbone(cfg, shape).eval()
     DetectionCheckpointer(model).load(str(path))
     return {"input": x.numpy()} | {k: v.numpy() for k, v in model(x).items()}
