@@ -11,7 +11,8 @@ In torchvision it gave, trained on 828 and evaluated on 277 images of VOC 2012, 
 0.222 / 0.393 / 0.439 at 10 / 100 / 300 proposals and recall 0.846 at IoU 0.5 (one
 seed). There, as in torchvision itself, difficult objects are simply absent and anchors
 on them are negatives; here anchors within them are left out of the loss.
-`--model.convention.targets.ignore-threshold inf` gives the peer's rule.
+`--model.convention.targets.ignore-threshold inf` gives the peer's rule,
+and measured here with it: 0.215 / 0.392 / 0.452 and 0.865 (one seed).
 """
 
 import dataclasses
