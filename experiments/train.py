@@ -40,6 +40,9 @@ from rpn_jax.training.optimizer import learning_rate, make_optimizer
 from rpn_jax.training.state import TrainState, create_state, inference_params
 from rpn_jax.training.step import make_train_step
 
+PARTS = ("backbone", "rpn", "box_head", "box_predictor")
+"""What a network consists of, by the names of its parameters."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says; return the exit code."""
@@ -203,7 +206,9 @@ def finish(
 def load_weights(config: TrainConfig) -> dict[str, Any]:
     """Read what `--weights` has for the network of `config`; nothing without it.
 
-    A file of a whole network whose head does not fit gives its trunk.
+    Of a file that is not of the whole network those parts are taken that fit, the
+    backbone at least: the RPN of an earlier run into a detector, a trunk under another
+    head.
 
     Raises:
         UsageError: there is no such file, it is of another kind, or does not fit.
@@ -211,16 +216,21 @@ def load_weights(config: TrainConfig) -> dict[str, Any]:
     if config.weights is None:
         return {}
     try:
-        try:
-            loaded = load(config.weights, config=config.model)
-        except ValueError as error:
-            try:
-                loaded = load(config.weights, config=config.model, parts=["backbone"])
-            except ValueError:
-                raise error from None  # it says more
-            print("the weights of the head do not fit and are not taken")
-    except (ValueError, FileNotFoundError, ImportError) as error:
+        loaded = load(config.weights, config=config.model)
+    except (FileNotFoundError, ImportError) as error:
         raise UsageError(f"--weights: {error}") from error
+    except ValueError as error:
+        params, taken = {}, []
+        for part in PARTS:
+            try:
+                found = load(config.weights, config=config.model, parts=[part])
+            except ValueError:
+                continue
+            params, taken = overlay(found.params, params), [*taken, part]
+        if "backbone" not in taken:
+            raise UsageError(f"--weights: {error}") from error
+        print(f"weights: taken are {', '.join(taken)}; the rest starts at random")
+        return params
     print(f"weights: {loaded.report}")
     return loaded.params
 

@@ -4,11 +4,14 @@ import doctest
 import importlib.util
 import re
 
+import jax.numpy as jnp
 import pytest
 from PIL import Image
 
 from rpn_jax.data import ShapesSource
+from rpn_jax.pretrained.files import write_safetensors
 from tests.conftest import ROOT
+from tests.pretrained.peer_weights import from_golden
 
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -31,6 +34,37 @@ def test_its_eight_lines_draw_proposals_on_a_picture(tmp_path, monkeypatch):
     assert len(names["boxes"]) >= 10
     with Image.open("proposals.png") as picture:
         assert picture.size[0] > 100
+
+
+@pytest.fixture
+def checkpoint(golden, tmp_path, monkeypatch):
+    """A folder with a photograph and a generated file of torchvision's names.
+
+    It is MobileNet's, for speed; what a file is, its content says.
+    """
+    state = from_golden(golden("pretrained_fasterrcnn_mobilenet_v3_large_fpn"))
+    write_safetensors(tmp_path / "fasterrcnn_resnet50_fpn.pth", state)
+    Image.fromarray(ShapesSource(1, seed=5)[0].image).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_its_five_lines_detect_on_a_picture(checkpoint):
+    code = next(c for kind, c in BLOCKS if kind == "python" and "plot_detections" in c)
+    assert len(code.splitlines()) == 5
+    names: dict = {}
+    exec(code, names)
+    assert len(names["found"].boxes) == len(names["found"].names)
+
+
+def test_its_lines_for_a_checkpoint_of_torchvision(checkpoint, capsys):
+    code = next(c for kind, c in BLOCKS if kind == "python" and "load(" in c)
+    names = {"images": jnp.zeros((1, 64, 64, 3)), "image_sizes": jnp.array([[64, 64]])}
+    exec(code, names)
+    assert "arrays used" in capsys.readouterr().out
+    assert names["found"].boxes.shape == (1, 100, 4)
+    assert (checkpoint / "back.safetensors").exists()
 
 
 def test_its_commands_name_scripts_configs_and_targets_that_exist():

@@ -151,6 +151,8 @@ def _fill(
     known = {found.dialect.name(path) for path in paths}
     if parts is not None:
         paths = {path: shape for path, shape in paths.items() if path[1] in parts}
+        if not paths:
+            raise ValueError(f"the network has no part {', '.join(parts)}")
     converted = convert(found.arrays, paths, found.dialect)
     left_out = re.compile("|".join(found.left_out) or r"(?!)")
     unknown = [

@@ -274,8 +274,8 @@ def test_weights_of_a_run_start_another_one(finished, tmp_path, capsys):
     ("options", "message"),
     [
         ("bccd --data.root /nowhere", "ImageSets/Main.*/nowhere.*--data.root DIR"),
-        ("shapes --weights no.npz", "--weights no.npz: there is no such file"),
-        ("shapes --weights README", "--weights: README cannot be read"),
+        ("shapes --weights no.npz", "--weights: there is no weight file no.npz"),
+        ("shapes --weights README", "--weights: README "),
         ("coco_json --data.train no.json", "no.json does not exist.*--data.train"),
         ("shapes --data.train many", "--data.train many: a number"),
     ],
