@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,12 @@ def scene(seed, count=12, classes=3, background=True):
     logits = rng.normal(0, 2, (count, classes + 1))
     deltas = rng.normal(0, 1, (count, classes + background, 4))
     return tuple(x.astype(np.float32) for x in (boxes, logits, deltas))
+
+
+@functools.cache
+def compiled(background, most):
+    options = {"background": background, "max_detections": most}
+    return jax.jit(functools.partial(generate_detections, **options))
 
 
 def plain(boxes, logits, deltas, *, first, most, threshold=0.05, overlap=0.5):
@@ -56,14 +64,8 @@ def plain(boxes, logits, deltas, *, first, most, threshold=0.05, overlap=0.5):
 )
 def test_against_plain_loops(seed, first, background, most):
     arrays = scene(seed, background=background)
-    found = generate_detections(
-        arrays[0],
-        None,
-        *arrays[1:],
-        SIZE,
-        background="first" if first else "last",
-        max_detections=most,
-    )
+    detect = compiled("first" if first else "last", most)
+    found = detect(arrays[0], None, *arrays[1:], SIZE)
     wanted = plain(*arrays, first=first, most=most)
     assert found.valid.sum() == len(wanted)
     for i, (score, label, box) in enumerate(wanted):
