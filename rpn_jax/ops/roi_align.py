@@ -283,10 +283,10 @@ def _covered(plan: Plan, rois: RoIs, axis: int) -> Taps:
         jnp.clip(jnp.floor(x), 0, length - 1) for x in (start, start + size + 1)
     )
     cell = first + _numbers(max(shape[axis] for shape in plan.shapes), 2)
-    # Spaced by more than 1/2, no more than four samples lie within a cell's reach,
-    # which is from one before it to one behind; the first of five may lie outside.
+    # A cell's reach is from one before it to one behind. Spaced by more than 2/3, or
+    # but two, no more than three samples lie there; the first of four may lie outside.
     before = jnp.floor((cell - 1 - start) / (size / number) - 0.5)
-    k = jnp.maximum(before, 0) + _numbers(5, 3)
+    k = jnp.maximum(before, 0) + _numbers(4, 3)
     weight = _tent(_sample(start, size, number, k), cell, length) / number
     weight = jnp.where(k < number, weight, 0.0).sum(axis=3, keepdims=True)
     count = jnp.where(rois.valid, (last - first).max(axis=(1, 2, 3)) + 1, 0)

@@ -293,6 +293,21 @@ class TestReference:
         assert not pooled[~valid].any()
 
 
+@pytest.mark.parametrize("sampling", [1, 3])
+def test_samples_on_a_wide_map_are_rounded_as_in_the_peers(sampling):
+    # In float32 a sample at column 1000 moves by steps of 6e-5: the order of operations
+    # shows, and whether one of them is left out.
+    features = RANDOM.normal(size=(1, 1024, 1)).astype(np.float32)
+    boxes = RANDOM.uniform([0, 0, 3000, 4], [200, 0, 4000, 4], (64, 4))
+    boxes = strategies.from_corner_and_size(boxes)
+    options = {"output_size": (1, 7), "spatial_scale": 0.25, "aligned": True}
+    options |= {"sampling_ratio": sampling}
+    pooled = roi_align(features, boxes, **options)
+    everywhere, nothing = np.ones(64, bool), np.zeros((64, 1, 7, 1))
+    expected, _ = reference.roi_align(features, boxes, everywhere, nothing, **options)
+    np.testing.assert_allclose(pooled, expected, rtol=0, atol=1e-5)
+
+
 def test_what_does_not_count_is_not_spoilt_by_the_map():
     features = FEATURES.copy()
     features[0, 0] = np.nan
