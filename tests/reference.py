@@ -204,3 +204,82 @@ def match(
             if labels[a] == 0 and share[g, a] >= F(ignore_threshold):
                 labels[a] = -1
     return labels, index, best, gt_best
+
+
+# RoI pooling. Where samples and bins lie is float32, in the order of torchvision.
+
+
+def roi_weights(first, last, bins, length, sampling, aligned):
+    """How much each of `length` cells in a row weighs in each bin, [bins, length]."""
+    shift = F(0.5) if aligned else F(0)
+    start, end = first - shift, last - shift
+    size = max(end - start, F(0) if aligned else F(1)) / F(bins)
+    number = sampling or int(np.ceil(size))
+    weights = np.zeros((bins, length))
+    for p in range(bins):
+        for k in range(number):
+            sample = start + F(p) * size + (F(k) + F(0.5)) * size / F(number)
+            if -1 <= sample <= length:
+                sample = np.clip(sample, F(0), F(length - 1))
+                low = int(sample)
+                high = min(low + 1, length - 1)
+                weights[p, low] += (1 - (sample - low)) / number
+                weights[p, high] += (sample - low) / number
+    return weights
+
+
+def roi_align(
+    features,
+    boxes,
+    valid,
+    cotangent,
+    *,
+    output_size,
+    spatial_scale,
+    sampling_ratio,
+    aligned,
+):
+    """Pooled boxes, and the gradient of features by a cotangent of them."""
+    (height, width, channels), (rows, columns) = features.shape, output_size
+    pooled = np.zeros((len(boxes), rows, columns, channels))
+    gradient = np.zeros(features.shape)
+    for r in np.flatnonzero(valid & is_finite(boxes)):
+        x1, y1, x2, y2 = boxes[r] * F(spatial_scale)
+        wy = roi_weights(y1, y2, rows, height, sampling_ratio, aligned)
+        wx = roi_weights(x1, x2, columns, width, sampling_ratio, aligned)
+        pooled[r] = np.einsum("ph,qw,hwc->pqc", wy, wx, features)
+        gradient += np.einsum("ph,qw,pqc->hwc", wy, wx, cotangent[r])
+    return pooled, gradient
+
+
+def away_from_zero(x):
+    """Round, halves away from 0."""
+    whole = np.trunc(x)
+    return whole + np.sign(x) * (np.abs(x - whole) >= 0.5)
+
+
+def roi_pool(features, boxes, valid, cotangent, *, output_size, spatial_scale):
+    """Pooled boxes, and the gradient of features by a cotangent of them."""
+    (height, width, channels), (rows, columns) = features.shape, output_size
+    pooled = np.zeros((len(boxes), rows, columns, channels))
+    gradient = np.zeros(features.shape)
+
+    def span(first, last, bins, p, length):
+        first, last = away_from_zero(first), away_from_zero(last)
+        size = max(last - first + F(1), F(1)) / F(bins)
+        low, high = first + np.floor(F(p) * size), first + np.ceil(F(p + 1) * size)
+        return range(int(np.clip(low, 0, length)), int(np.clip(high, 0, length)))
+
+    for r in np.flatnonzero(valid & is_finite(boxes)):
+        x1, y1, x2, y2 = boxes[r] * F(spatial_scale)
+        for p, q, c in np.ndindex(rows, columns, channels):
+            cells = [
+                (y, x)
+                for y in span(y1, y2, rows, p, height)
+                for x in span(x1, x2, columns, q, width)
+            ]
+            if cells:
+                best = max(cells, key=lambda cell: features[*cell, c])
+                pooled[r, p, q, c] = features[*best, c]
+                gradient[*best, c] += cotangent[r, p, q, c]
+    return pooled, gradient

@@ -62,13 +62,12 @@ class Taps(NamedTuple):
     """The taps of each bin in one axis, K at most.
 
     Attributes:
-        index: `[R, bins, K]` int32 rows or columns, all of them on the map.
-        weight: `[R, bins, K]` float32, 0 beyond the count; None where none is wanted.
+        arrays: each `[R, bins, K]`: rows or columns as int32, all of them on the map,
+            and what else a tap has.
         count: `[R]` int32, how many of the K are needed.
     """
 
-    index: jax.Array
-    weight: jax.Array | None
+    arrays: tuple[jax.Array, ...]
     count: jax.Array
 
 
@@ -82,12 +81,16 @@ def as_maps(features: Sequence[ArrayLike]) -> list[jax.Array]:
     return maps
 
 
-def as_bins(output_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Check the number of bins; one number stands for a square."""
-    bins = (output_size,) * 2 if isinstance(output_size, int) else tuple(output_size)
-    if len(bins) != 2 or min(bins) < 1:
-        raise ValueError(f"output_size must be one or two numbers > 0, got {bins}")
-    return bins
+def as_plan(
+    maps: Sequence[jax.Array], output_size: int | tuple[int, int], sampling: int = 0
+) -> Plan:
+    """Make a plan; one number of bins stands for a square."""
+    square = isinstance(output_size, int)
+    rows, columns = (output_size, output_size) if square else output_size
+    if min(rows, columns) < 1:
+        raise ValueError(f"output_size must be at least 1, got {output_size}")
+    shapes = tuple((x.shape[0], x.shape[1]) for x in maps)
+    return Plan(shapes, (rows, columns), sampling)
 
 
 def as_rois(
@@ -135,6 +138,16 @@ def as_rois(
     return RoIs(start, size, length, offset, valid)
 
 
+def as_cells(maps: Sequence[jax.Array], rois: RoIs) -> jax.Array:
+    """Lay the cells of all maps one after the other, [N, C].
+
+    In a shard_map, maps that devices share become as different as their RoIs, which
+    costs nothing: so then is their gradient, and JAX sums it up.
+    """
+    cells = jnp.concatenate([x.reshape(-1, x.shape[2]) for x in maps])
+    return cells + jnp.zeros_like(rois.start, shape=(1, 1))
+
+
 def divide(a: jax.Array, b: ArrayLike) -> jax.Array:
     """Divide as written.
 
@@ -172,17 +185,15 @@ def fold_blocks(
 ) -> Any:
     """Fold the blocks that some RoIs need: state = function(state, y, x).
 
-    In y and x there is an (index, weight) for each tap of the block, each `[R, bins]`.
-    K must be a multiple of the block. Blocks come row by row.
+    y and x list the block's taps: of each what its arrays hold, `[R, bins]`. K must be
+    a multiple of the block. Blocks come row by row.
     """
 
     def cut(taps, i, size):
-        def split(x):
-            part = lax.dynamic_slice_in_dim(x, i * size, size, axis=2)
-            return [part[..., k] for k in range(size)]
-
-        weight = [None] * size if taps.weight is None else split(taps.weight)
-        return list(zip(split(taps.index), weight, strict=True))
+        parts = [
+            lax.dynamic_slice_in_dim(x, i * size, size, axis=2) for x in taps.arrays
+        ]
+        return [tuple(x[..., k] for x in parts) for k in range(size)]
 
     def row(i, state):
         y = cut(rows, i, block[0])
@@ -192,18 +203,13 @@ def fold_blocks(
 
         return lax.fori_loop(zero, numbers[1], column, state)
 
-    if (rows.index.shape[2], columns.index.shape[2]) == block:
+    if (rows.arrays[0].shape[2], columns.arrays[0].shape[2]) == block:
         return function(state, cut(rows, 0, block[0]), cut(columns, 0, block[1]))
     # Counted from an input, so that the counters vary over a mesh as the state does.
     most = [taps.count.max(initial=0) for taps in (rows, columns)]
     numbers = [-(-x // size) for x, size in zip(most, block, strict=True)]
     zero = most[0] * 0
     return lax.fori_loop(zero, numbers[0], row, state)
-
-
-def round_up(count: int, multiple: int) -> int:
-    """Round up to a multiple."""
-    return -(-count // multiple) * multiple
 
 
 def cell_of(rois: RoIs, row: jax.Array, column: jax.Array) -> jax.Array:

@@ -140,17 +140,15 @@ def multilevel_roi_align(
         )
     if sampling_ratio < 0:
         raise ValueError(f"sampling_ratio must be at least 0, got {sampling_ratio}")
-    shapes = tuple(x.shape[:2] for x in maps)
-    plan = Plan(shapes, _rois.as_bins(output_size), sampling_ratio)
+    plan = _rois.as_plan(maps, output_size, sampling_ratio)
 
     def place(first, last):
         shift, least = (0.5, 0.0) if aligned else (0.0, 1.0)
         start, end = first - shift, last - shift
         return start, jnp.maximum(end - start, least)
 
-    rois = _rois.as_rois(boxes, levels, valid, spatial_scales, shapes, place)
-    cells = jnp.concatenate([x.reshape(-1, x.shape[2]) for x in maps])
-    return _pool(plan, cells, rois)
+    rois = _rois.as_rois(boxes, levels, valid, spatial_scales, plan.shapes, place)
+    return _pool(plan, _rois.as_cells(maps, rois), rois)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -206,7 +204,8 @@ def _add(plan: Plan, gradient: jax.Array, *rois: jax.Array) -> jax.Array:
             part = jnp.stack(weight)[..., None] * gradient[None]
             return total.at[jnp.stack(index)].add(part, mode="promise_in_bounds")
 
-        return _rois.fold_blocks(add, total, *_taps(plan, rois), BLOCK), None
+        rows, columns = _taps(plan, rois)
+        return _rois.fold_blocks(add, total, rows, columns, BLOCK), None
 
     none = jnp.zeros_like(gradient, shape=(plan.cells, gradient.shape[-1]))
     return lax.scan(one, none, (gradient, *rois))[0]
@@ -242,7 +241,7 @@ def _multiply(plan: Plan, gradient: jax.Array, *rois: jax.Array) -> jax.Array:
     return jnp.concatenate([x.reshape(-1, channels) for x in totals])
 
 
-def _split(arrays: Sequence[jax.Array]) -> tuple[jax.Array, RoIs]:
+def _split(arrays: list[jax.Array]) -> tuple[jax.Array, RoIs]:
     """Tell the gradient, of RoIs that are not valid 0, from the RoIs."""
     gradient, rois = arrays[0], RoIs(*arrays[1:])
     return jnp.where(rois.valid[:, None, None, None], gradient, 0.0), rois
@@ -250,11 +249,10 @@ def _split(arrays: Sequence[jax.Array]) -> tuple[jax.Array, RoIs]:
 
 def _dense(taps: Taps, length: int) -> jax.Array:
     """Weights of all rows or columns, [R, bins, length]."""
-    here = (
-        taps.index[:, :, None]
-        == jnp.arange(length, dtype=jnp.int32)[None, None, :, None]
-    )
-    return jnp.where(here, taps.weight[:, :, None], 0.0).sum(axis=3)
+    numbers = jnp.arange(length, dtype=jnp.int32)[None, None, :, None]
+    index, weight = taps.arrays
+    here = index[:, :, None] == numbers
+    return jnp.where(here, weight[:, :, None], 0.0).sum(axis=3)
 
 
 def _taps(plan: Plan, rois: RoIs) -> list[Taps]:
@@ -285,10 +283,10 @@ def _covered(plan: Plan, rois: RoIs, axis: int) -> Taps:
         jnp.clip(jnp.floor(x), 0, length - 1) for x in (start, start + size + 1)
     )
     cell = first + _numbers(max(shape[axis] for shape in plan.shapes), 2)
-    # Spaced by more than 1/2, no more than four samples lie within a cell's reach,
-    # which is from one before it to one behind; the first of five may lie outside.
+    # A cell's reach is from one before it to one behind. Spaced by more than 2/3, or
+    # but two, no more than three samples lie there; the first of four may lie outside.
     before = jnp.floor((cell - 1 - start) / (size / number) - 0.5)
-    k = jnp.maximum(before, 0) + _numbers(5, 3)
+    k = jnp.maximum(before, 0) + _numbers(4, 3)
     weight = _tent(_sample(start, size, number, k), cell, length) / number
     weight = jnp.where(k < number, weight, 0.0).sum(axis=3, keepdims=True)
     count = jnp.where(rois.valid, (last - first).max(axis=(1, 2, 3)) + 1, 0)
@@ -325,7 +323,9 @@ def _numbers(count: int, axis: int) -> jax.Array:
 
 def _as_taps(index, weight, count) -> Taps:
     """Make one list of the last two axes; fill its last block with weights of 0."""
-    index, weight = (x.reshape(*x.shape[:2], -1) for x in (index, weight))
+    index, weight = (
+        x.reshape(*x.shape[:2], x.shape[2] * x.shape[3]) for x in (index, weight)
+    )
     fill = [(0, 0), (0, 0), (0, -index.shape[2] % BLOCK[0])]
     index, weight = jnp.pad(index, fill), jnp.pad(weight, fill)
-    return Taps(index.astype(jnp.int32), weight, count.astype(jnp.int32))
+    return Taps((index.astype(jnp.int32), weight), count.astype(jnp.int32))

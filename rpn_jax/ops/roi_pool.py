@@ -57,7 +57,7 @@ def roi_pool(
                [13., 15.]], dtype=float32)
     """
     (features,) = _rois.as_maps((features,))
-    plan = Plan((features.shape[:2],), _rois.as_bins(output_size))
+    plan = _rois.as_plan([features], output_size)
     boxes = as_boxes(boxes, "boxes", rank=2)
 
     def place(first, last):
@@ -74,7 +74,7 @@ def roi_pool(
         plan.shapes,
         place,
     )
-    return _pool(plan, features.reshape(-1, features.shape[2]), rois)
+    return _pool(plan, _rois.as_cells([features], rois), rois)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -83,8 +83,7 @@ def _pool(plan: Plan, cells: jax.Array, rois: RoIs) -> jax.Array:
 
 
 def _pool_forward(plan, cells, rois):
-    best, where = _rois.on_each(partial(_read, plan), cells, rois)
-    return best, where
+    return _rois.on_each(partial(_read, plan), cells, rois)
 
 
 def _pool_backward(plan, where, gradient):
@@ -105,7 +104,7 @@ def _read(plan: Plan, cells: jax.Array, rois: RoIs) -> tuple[jax.Array, jax.Arra
 
     def compare(state, y, x):
         best, where = state
-        for (row, _), (column, _) in product(y, x):
+        for (row,), (column,) in product(y, x):
             index = _rois.cell_of(rois, row, column)
             value = cells.at[index].get(mode="promise_in_bounds")
             where = jnp.where(value > best, index[..., None], where)
@@ -136,11 +135,12 @@ def _bins(plan: Plan, rois: RoIs, axis: int) -> tuple[Taps, jax.Array]:
     k = jnp.arange(plan.bins[axis], dtype=jnp.float32)[None]
     first = jnp.clip(start + jnp.floor(k * size), 0, length)
     end = jnp.clip(start + jnp.ceil((k + 1) * size), 0, length)
-    most = _rois.round_up(max(shape[axis] for shape in plan.shapes), BLOCK[axis])
+    most = max(shape[axis] for shape in plan.shapes)
+    most += -most % BLOCK[axis]
     cell = first[..., None] + jnp.arange(most, dtype=jnp.float32)[None, None]
     index = jnp.clip(cell, 0, jnp.maximum(end, 1)[..., None] - 1).astype(jnp.int32)
     count = jnp.where(rois.valid, (end - first).max(axis=1), 0).astype(jnp.int32)
-    return Taps(index, None, count), (end > first) & rois.valid[:, None]
+    return Taps((index,), count), (end > first) & rois.valid[:, None]
 
 
 def _add(plan: Plan, where: jax.Array, gradient: jax.Array) -> jax.Array:
