@@ -7,6 +7,12 @@ Ren et al., Faster R-CNN (2015): nine anchors at scales 8, 16, 32 on stride 16, 
 logits an anchor with cross-entropy, smooth-L1, anchors that straddle the border left
 out; the conventions of py-faster-rcnn, shorter side 600 px, two images a step. The
 trunk is SqueezeNet; --model.backbone names another.
+
+As published, the best anchors of an object learn the object that they overlap most,
+which may be another one: objects much smaller than 128 px may get no anchor of their
+own. `--model.convention.targets.low-quality overwrite` gives them theirs; with it eight
+images of bccd are overfitted to recall 1.0 at IoU 0.5 (without: 0.993), see
+`experiments/results`.
 """
 
 import dataclasses
