@@ -9,6 +9,12 @@ out; the conventions of py-faster-rcnn, shorter side 600 px, two images a step. 
 trunk is VGG16; --model.backbone names another. torchvision's VGG16 was trained on RGB
 images of another range than these conventions have: it starts from useful filters, not
 from its own input.
+
+As published, the best anchors of an object learn the object that they overlap most,
+which may be another one: objects much smaller than 128 px may get no anchor of their
+own. `--model.convention.targets.low-quality overwrite` gives them theirs; with it, on the
+trunk SqueezeNet, eight images of bccd are overfitted to recall 1.0 at IoU 0.5 (without:
+0.993), see `experiments/results`.
 """
 
 import dataclasses
