@@ -21,7 +21,11 @@ from rpn_jax.data import (
 
 
 def open_source(
-    config: DataConfig, split: str, *, classes: Sequence[str] | None = None
+    config: DataConfig,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    images: bool = True,
 ) -> Source:
     """Open the records of a split, `train` or `val`.
 
@@ -29,12 +33,14 @@ def open_source(
         config: where they lie.
         split: which.
         classes: names of a detector's classes, which the data must have; None: any.
+        images: whether images will be read; if not, a COCO json suffices, unless
+            `config` names their folder.
 
     Raises:
         UsageError: the files are not there, or broken.
     """
     try:
-        source = _open(config, split, classes)
+        source = _open(config, split, classes, images)
     except DataError as error:
         raise UsageError(str(error)) from error
     if config.limit:
@@ -99,7 +105,7 @@ def eval_batches(source: Source, config: DataConfig, *, batch: int) -> Any:
 
 
 def _open(
-    config: DataConfig, split: str, classes: Sequence[str] | None = None
+    config: DataConfig, split: str, classes: Sequence[str] | None, with_images: bool
 ) -> Source:
     name = config.train if split == "train" else config.val
     if config.kind == "shapes":
@@ -110,6 +116,8 @@ def _open(
     root = data_root(config)
     if config.kind == "coco":
         file = _existing(root, Path(name), f"--data.{split}")
+        if not (with_images or config.images):
+            return CocoSource(file, None, on_bad=config.on_bad)
         beside = file.parent / "images"
         images = config.images or (beside if beside.is_dir() else Path("images"))
         option = "--data.images"

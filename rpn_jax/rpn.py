@@ -206,7 +206,7 @@ def flat_outputs(
         grids,
         sizes=config.sizes,
         ratios=config.ratios,
-        strides=_strides(config, grids, shape[1:3]),
+        strides=level_strides(config, grids, shape[1:3]),
         **options(config.convention.anchors, "stride"),
     )
     logits, deltas = flatten_levels(
@@ -277,7 +277,7 @@ def _anchors_a_cell(config: RPNConfig) -> int:
     return counts.pop()
 
 
-def _strides(config: RPNConfig, grids, padded_size):
+def level_strides(config: RPNConfig, grids, padded_size):
     """Strides of the levels, one number or (y, x) each."""
     if config.convention.anchors.stride == "nominal":
         return config.strides

@@ -98,7 +98,7 @@ def anchor_targets(
     anchors = as_boxes(anchors, "anchors", rank=2)
     gt_boxes = as_boxes(gt_boxes, "gt_boxes", rank=2)
     gt_valid = as_mask(gt_valid, gt_boxes.shape[:1], "gt_valid")
-    usable = _inside(anchors, image_size, boundary, touching=boundary_first)
+    usable = anchors_inside(anchors, image_size, boundary, touching=boundary_first)
     matches = match_anchors(
         anchors,
         gt_boxes,
@@ -138,7 +138,9 @@ def anchor_targets(
     )
 
 
-def _inside(anchors, image_size, boundary: float, *, touching: bool) -> jax.Array:
+def anchors_inside(
+    anchors, image_size, boundary: float, *, touching: bool
+) -> jax.Array:
     """Tell which anchors stay within the image and `boundary` pixels around it."""
     if math.isinf(boundary):
         return anchors[:, 0] == anchors[:, 0]

@@ -35,7 +35,8 @@ class CocoSource:
 
     Args:
         json: The annotation file.
-        images: The folder that the json's `file_name`s start from.
+        images: The folder that the json's `file_name`s start from; None where only the
+            boxes are wanted, and the files need not be there.
         on_bad: "raise" a `DataError` at the first fault, or "skip" faulty boxes and
             records without a readable file and log how many there were.
 
@@ -45,8 +46,11 @@ class CocoSource:
         sizes: [n, 2] int32, (height, width) of every record.
     """
 
-    def __init__(self, json: str | Path, images: str | Path, on_bad: OnBad = "raise"):
-        self.json, self.images = Path(json), Path(images)
+    def __init__(
+        self, json: str | Path, images: str | Path | None, on_bad: OnBad = "raise"
+    ):
+        self.json, self.images = Path(json), Path(images or "")
+        self._files_wanted = images is not None
         data = _read_json(self.json)
         counts: Counter[str] = Counter()
         try:
@@ -92,7 +96,7 @@ class CocoSource:
             where = f"{self.json}: image {name} (id {key})"
             if type(key) is not int or not 0 <= key < 2**31:
                 raise DataError(f"{where}: the id must be an integer in 0 .. 2^31 - 1")
-            if not (self.images / name).is_file():
+            if self._files_wanted and not (self.images / name).is_file():
                 if on_bad == "raise":
                     raise DataError(
                         f"{where}: there is no file {self.images / name}; mend it, or "

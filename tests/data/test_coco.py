@@ -161,6 +161,16 @@ def test_a_missing_image_is_named_or_skipped_with_its_boxes(write, tmp_path, cap
     assert "1 x image without a file" in caplog.text
 
 
+def test_boxes_alone_need_no_files(write, tmp_path):
+    path = write({"bbox": [1, 2, 3, 4]})
+    (tmp_path / "a.png").unlink()
+    assert CocoSource(path, None)[0].boxes.tolist() == [[1, 2, 4, 6]]
+    # Where the json does not say the size, the file has to.
+    image = {"id": 5, "file_name": "a.png"}
+    with pytest.raises(DataError, match="no such image file: a.png"):
+        CocoSource(write(images=[image]), None)
+
+
 @pytest.mark.parametrize("key", ["x", -1, 2**31])
 def test_image_ids_must_fit_the_batch(write, tmp_path, key):
     images = [{"id": key, "file_name": "a.png", "width": 100, "height": 80}]

@@ -1,12 +1,6 @@
-"""Pictures of proposals, recall and training; NumPy and Matplotlib alone.
+"""Boxes on their image."""
 
-Every function draws on the `Axes` it is given, or on the current one, and returns it.
-Colours are those of Okabe and Ito, told apart with any colour vision.
-"""
-
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,9 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-VERMILION, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
-COLORS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY)
+from rpn_jax.plotting.style import BLUE, COLORS, GREEN, ORANGE, show_image
 
 
 def draw_boxes(
@@ -91,8 +83,7 @@ def plot_proposals(
         The axes.
     """
     ax = plt.gca() if ax is None else ax
-    image = np.asarray(image)
-    ax.imshow(image, cmap="gray" if image.ndim == 2 else None)
+    show_image(image, ax)
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)[:top]
     opacity = np.linspace(1.0, 0.35, max(len(boxes), 1))[: len(boxes)]
     hit = np.ones(len(boxes), bool)
@@ -114,7 +105,6 @@ def plot_proposals(
         for (x, y, _, _), score in zip(boxes[:5], np.asarray(scores), strict=False):
             box = dict(facecolor="black", alpha=0.6, pad=1, linewidth=0)
             ax.text(x, y, f"{score:.2f}", color="white", fontsize=7, bbox=box)
-    ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
     if title:
         ax.set_title(title, fontsize=9)
     return ax
@@ -143,8 +133,7 @@ def plot_detections(
         The axes.
     """
     ax = plt.gca() if ax is None else ax
-    image = np.asarray(image)
-    ax.imshow(image, cmap="gray" if image.ndim == 2 else None)
+    height, _ = show_image(image, ax)
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     colors = {n: COLORS[i % len(COLORS)] for i, n in enumerate(sorted(set(names)))}
     for box, score, name in zip(boxes, np.asarray(scores), names, strict=True):
@@ -154,79 +143,10 @@ def plot_detections(
         frame = dict(facecolor=colors[name], alpha=0.8, pad=1, linewidth=0)
         text = f"{name} {score:.2f}"
         # At the top of the image the name goes into the box.
-        below = box[1] < 0.05 * image.shape[0]
+        below = box[1] < 0.05 * height
         x, y = box[:2]
         label = ax.text(x, y, text, color="black", fontsize=7, bbox=frame)
         label.set_verticalalignment("top" if below else "bottom")
-    ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
-    return ax
-
-
-def plot_recall(
-    thresholds: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
-    *,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw recall against the IoU that a proposal must reach.
-
-    Args:
-        thresholds: `[T]` IoU thresholds, ascending.
-        curves: name -> `[T]` recalls, such as one curve a number of proposals.
-        ax: where to draw.
-
-    Returns:
-        The axes.
-    """
-    ax = plt.gca() if ax is None else ax
-    styles = ("-", "--", "-.", ":")
-    for i, (name, recall) in enumerate(curves.items()):
-        color, style = COLORS[i % len(COLORS)], styles[i % len(styles)]
-        ax.plot(thresholds, recall, style, color=color, label=name, linewidth=2)
-    ax.set(xlabel="IoU threshold", ylabel="recall", ylim=(0, 1))
-    ax.set_xlim(thresholds[0], thresholds[-1])
-    ax.grid(alpha=0.3)
-    if curves:
-        ax.legend(frameon=False)
-    return ax
-
-
-def plot_training(
-    metrics: str | Path | Sequence[Mapping[str, Any]],
-    *,
-    keys: Sequence[str] = ("loss", "loss_objectness", "loss_box"),
-    smooth: int = 20,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw metrics against the step, faint as written and bold as a running mean.
-
-    Args:
-        metrics: a file of JSON lines with `step`, or its rows.
-        keys: metrics to draw; those that no row has are left out.
-        smooth: steps that the running mean spans.
-        ax: where to draw.
-
-    Returns:
-        The axes.
-    """
-    ax = plt.gca() if ax is None else ax
-    if isinstance(metrics, str | Path):
-        lines = Path(metrics).read_text(encoding="utf-8").splitlines()
-        metrics = [json.loads(line) for line in lines]
-    for i, key in enumerate(keys):
-        rows = [(r["step"], r[key]) for r in metrics if r.get(key) is not None]
-        if not rows:
-            continue
-        steps, values = np.array(rows, np.float64).T
-        color = COLORS[i % len(COLORS)]
-        ax.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-        width = min(smooth, len(values))
-        mean = np.convolve(values, np.ones(width) / width, mode="valid")
-        ax.plot(steps[width - 1 :], mean, color=color, linewidth=2, label=key)
-    ax.set(xlabel="step")
-    ax.grid(alpha=0.3)
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False)
     return ax
 
 
