@@ -1,11 +1,13 @@
 """Measure the recall of a trained network, and the precision of a detector.
 
-usage: python -m experiments.evaluate MODEL [--data.field value ...] [--out DIR]
+usage: python -m experiments.evaluate MODEL [--data.field value ...] [--funnel]
+                                             [--out DIR]
 
 MODEL is a run's folder (its best checkpoint, else its last) or a weight file. The data
 is what the run was evaluated on; `--data.val` and its fellows name other data. Writes
 `recall.json`, `recall.png` and a detector's `detections.json` (COCO results) to the
-folder of the model, or to --out.
+folder of the model, or to --out. --funnel says at which stage objects were lost that no
+proposal meets, and writes `funnel.json` and, with the worst cases, `funnel.png`.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ from experiments.config import (
     use_compilation_cache,
 )
 from experiments.data import Objects, eval_batches, load_objects, open_source
+from experiments.funnel import follow, report
 from rpn_jax import plotting
 from rpn_jax.data import Source, coco_results, load_image
 from rpn_jax.detections import Detections
@@ -301,11 +304,13 @@ class Options:
     Attributes:
         data: images and boxes; its `val` is measured on.
         eval: how recall is measured.
+        funnel: tell at which stage of making proposals objects were lost.
         out: folder for `recall.json` and `recall.png`.
     """
 
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
+    funnel: bool = False
     out: Path = Path()
 
 
@@ -334,6 +339,10 @@ def main(argv: Sequence[str]) -> int:
     write_results(options.out, result)
     print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
     print(f"{len(source)} images\n{table(result)}")
+    if options.funnel:
+        batch = options.eval.batch
+        found = follow(network, model.params, source, options.data, batch)
+        report(options.out, found, source)
     return 0
 
 
