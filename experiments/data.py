@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from experiments.config import DataConfig, UsageError, data_root
 from rpn_jax.data import (
@@ -18,6 +19,25 @@ from rpn_jax.data import (
     VocSource,
     make_dataset,
 )
+from rpn_jax.data.transforms import pad_rows
+
+
+class Objects(NamedTuple):
+    """The objects of images in original pixels, padded; none is cut off.
+
+    Shapes: boxes `[n, G, 4]` xyxy, the others `[n, G]`.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    valid: np.ndarray
+    ignore: np.ndarray
+    areas: np.ndarray
+
+    @property
+    def agnostic(self) -> tuple[Any, ...]:
+        """Everything but the labels."""
+        return (self.boxes, self.valid, self.ignore, self.areas)
 
 
 def open_source(
@@ -102,6 +122,32 @@ def eval_batches(source: Source, config: DataConfig, *, batch: int) -> Any:
         threads=config.threads,
         train=False,
     )
+
+
+def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
+    """Return the objects of every record, a last row of none, and rows by image id.
+
+    The images that fill the last batch have id -1 and no objects.
+
+    Raises:
+        UsageError: two records have the same image id.
+    """
+    rows, row = [], {-1: len(source)}
+    for i in range(len(source)):
+        record = source[i]  # its image is not kept: all of them may not fit in memory
+        if row.setdefault(record.image_id, i) != i:
+            raise UsageError(
+                f"two images to evaluate on have the id {record.image_id}, "
+                f"{record.name} is the second; every image needs its own"
+            )
+        exists = np.ones(len(record.boxes), bool)
+        rows.append(
+            Objects(record.boxes, record.labels, exists, record.ignore, record.areas)
+        )
+    rows.append(Objects(*(leaf[:0] for leaf in rows[0])))
+    most = max(1, *(len(objects.boxes) for objects in rows))
+    columns = zip(*rows, strict=True)
+    return Objects(*(np.stack([pad_rows(x, most) for x in c]) for c in columns)), row
 
 
 def _open(

@@ -1,11 +1,13 @@
 """Measure the recall of a trained network, and the precision of a detector.
 
-usage: python -m experiments.evaluate MODEL [--data.field value ...] [--out DIR]
+usage: python -m experiments.evaluate MODEL [--data.field value ...] [--funnel]
+                                             [--out DIR]
 
 MODEL is a run's folder (its best checkpoint, else its last) or a weight file. The data
 is what the run was evaluated on; `--data.val` and its fellows name other data. Writes
 `recall.json`, `recall.png` and a detector's `detections.json` (COCO results) to the
-folder of the model, or to --out.
+folder of the model, or to --out. --funnel says at which stage objects were lost that no
+proposal meets, and writes `funnel.json` and, with the worst cases, `funnel.png`.
 """
 
 import dataclasses
@@ -29,10 +31,10 @@ from experiments.config import (
     refuse_many_processes,
     use_compilation_cache,
 )
-from experiments.data import eval_batches, open_source
+from experiments.data import Objects, eval_batches, load_objects, open_source
+from experiments.funnel import follow, report
 from rpn_jax import plotting
 from rpn_jax.data import Source, coco_results, load_image
-from rpn_jax.data.transforms import pad_rows
 from rpn_jax.detections import Detections
 from rpn_jax.evaluation import (
     AREA_NAMES,
@@ -51,24 +53,6 @@ from rpn_jax.faster_rcnn import FasterRCNN, make_network
 from rpn_jax.rpn import RPN
 from rpn_jax.training.config import config_from_json
 from rpn_jax.training.mesh import data_mesh, put_batch, replicated
-
-
-class Objects(NamedTuple):
-    """The objects of images in original pixels, padded; none is cut off.
-
-    Shapes: boxes `[n, G, 4]` xyxy, the others `[n, G]`.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    valid: np.ndarray
-    ignore: np.ndarray
-    areas: np.ndarray
-
-    @property
-    def agnostic(self) -> tuple[Any, ...]:
-        """Everything but the labels."""
-        return (self.boxes, self.valid, self.ignore, self.areas)
 
 
 class Example(NamedTuple):
@@ -259,32 +243,6 @@ class Precision:
         return figures
 
 
-def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
-    """Return the objects of every record, a last row of none, and rows by image id.
-
-    The images that fill the last batch have id -1 and no objects.
-
-    Raises:
-        UsageError: two records have the same image id.
-    """
-    rows, row = [], {-1: len(source)}
-    for i in range(len(source)):
-        record = source[i]  # its image is not kept: all of them may not fit in memory
-        if row.setdefault(record.image_id, i) != i:
-            raise UsageError(
-                f"two images to evaluate on have the id {record.image_id}, "
-                f"{record.name} is the second; every image needs its own"
-            )
-        exists = np.ones(len(record.boxes), bool)
-        rows.append(
-            Objects(record.boxes, record.labels, exists, record.ignore, record.areas)
-        )
-    rows.append(Objects(*(leaf[:0] for leaf in rows[0])))
-    most = max(1, *(len(objects.boxes) for objects in rows))
-    columns = zip(*rows, strict=True)
-    return Objects(*(np.stack([pad_rows(x, most) for x in c]) for c in columns)), row
-
-
 def table(result: Evaluation) -> str:
     """Lay the figures out as text: a line a number of proposals, a column a size."""
     figures = result.figures
@@ -350,11 +308,13 @@ class Options:
     Attributes:
         data: images and boxes; its `val` is measured on.
         eval: how recall is measured.
+        funnel: tell at which stage of making proposals objects were lost.
         out: folder for `recall.json` and `recall.png`.
     """
 
     data: DataConfig = DataConfig()
     eval: EvalConfig = EvalConfig()
+    funnel: bool = False
     out: Path = Path()
 
 
@@ -383,6 +343,10 @@ def main(argv: Sequence[str]) -> int:
     write_results(options.out, result)
     print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
     print(f"{len(source)} images\n{table(result)}")
+    if options.funnel:
+        batch = options.eval.batch
+        found = follow(network, model.params, source, options.data, batch)
+        report(options.out, found, source)
     return 0
 
 

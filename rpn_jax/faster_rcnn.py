@@ -297,6 +297,16 @@ def make_network(config: RPNConfig | FasterRCNNConfig) -> RPN | FasterRCNN:
     return rpn(config) if isinstance(config, RPNConfig) else faster_rcnn(config)
 
 
+def first_stage(model: RPN | FasterRCNN) -> Callable[..., RPNOutputs]:
+    """Return `(params, images, image_sizes) -> RPNOutputs` of a network.
+
+    Of a detector, whose second stage is not computed once this is jitted.
+    """
+    if isinstance(model, FasterRCNN):
+        return lambda *images: model.apply(*images).rpn
+    return model.apply
+
+
 def pool_rois(
     maps: Maps,
     boxes: jax.Array,

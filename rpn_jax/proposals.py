@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +184,28 @@ def _clip(boxes, image_size, inclusive: bool):
     return clip_boxes_to_image(boxes, image_size - 1) + edge
 
 
+def proposal_options(
+    convention: Convention, *, image_scale: ArrayLike = 1.0, train: bool = False
+) -> dict[str, Any]:
+    """Turn a convention into the options of `generate_proposals`.
+
+    Args:
+        convention: how proposals are chosen.
+        image_scale: network size / original size; matters where the convention's least
+            box size counts original pixels.
+        train: how many: as in training or as in inference.
+    """
+    rules, stage = convention.proposals, "train" if train else "test"
+    counts = [f"{s}_{n}_nms" for s in ("train", "test") for n in ("pre", "post")]
+    return {
+        **options(rules, "min_size_scaled", *counts),
+        **options(convention.coding),
+        "pre_nms_top_n": getattr(rules, f"{stage}_pre_nms"),
+        "post_nms_top_n": getattr(rules, f"{stage}_post_nms"),
+        "min_size": rules.min_size * (image_scale if rules.min_size_scaled else 1.0),
+    }
+
+
 def batch_proposals(
     anchors: Sequence[ArrayLike],
     logits: Sequence[ArrayLike],
@@ -209,27 +231,12 @@ def batch_proposals(
     Returns:
         `Proposals`, each field with a leading B.
     """
-    rules = convention.proposals
     if convention.loss.objectness == "softmax":
         logits = tuple(foreground_logit(x) for x in logits)
 
     def one(anchors, logits, deltas, size, scale):
-        return generate_proposals(
-            anchors,
-            logits,
-            deltas,
-            size,
-            pre_nms_top_n=rules.train_pre_nms if train else rules.test_pre_nms,
-            post_nms_top_n=rules.train_post_nms if train else rules.test_post_nms,
-            iou_threshold=rules.iou_threshold,
-            score=rules.score,
-            score_threshold=rules.score_threshold,
-            min_size=rules.min_size * (scale if rules.min_size_scaled else 1.0),
-            min_size_strict=rules.min_size_strict,
-            filter_first=rules.filter_first,
-            inclusive=rules.inclusive,
-            **options(convention.coding),
-        )
+        rules = proposal_options(convention, image_scale=scale, train=train)
+        return generate_proposals(anchors, logits, deltas, size, **rules)
 
     sizes, scales = jnp.asarray(image_sizes), jnp.asarray(image_scales)
     return map_images(one, tuple(anchors), tuple(logits), tuple(deltas), sizes, scales)

@@ -1,6 +1,7 @@
-"""Which objects can anchors cover, which will they miss, and which anchors would not.
+"""Which objects do anchors cover, and at which stage does a network lose the others.
 
-From annotations alone, before any training: no image is decoded.
+Coverage and the design of anchors need annotations alone: no image is decoded. The
+funnel looks at the outputs of a network.
 """
 
 from rpn_jax.analysis.advice import advise, try_additions
@@ -13,6 +14,15 @@ from rpn_jax.analysis.coverage import (
     cover,
 )
 from rpn_jax.analysis.design import cluster_anchors, design_anchors
+from rpn_jax.analysis.funnel import (
+    STAGES,
+    Funnel,
+    Losses,
+    batch_funnel,
+    funnel,
+    losses,
+    stages_passed,
+)
 from rpn_jax.analysis.matched import matched_positives
 from rpn_jax.analysis.objects import Objects, read_objects, shifted_objects
 from rpn_jax.analysis.report import (
@@ -28,25 +38,32 @@ from rpn_jax.analysis.report import (
 
 __all__ = [
     "LEGEND",
+    "STAGES",
     "THRESHOLDS",
     "Coverage",
+    "Funnel",
     "HeatMap",
     "Layout",
+    "Losses",
     "Objects",
     "Shares",
     "advise",
     "anchor_grids",
     "anchor_layout",
+    "batch_funnel",
     "best_ious",
     "cluster_anchors",
     "cover",
     "design_anchors",
+    "funnel",
     "groups",
     "heat_map",
+    "losses",
     "matched_positives",
     "read_objects",
     "shares",
     "shifted_objects",
+    "stages_passed",
     "table",
     "try_additions",
 ]

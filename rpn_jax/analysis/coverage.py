@@ -21,8 +21,9 @@ import numpy as np
 from rpn_jax.analysis.axis import Axis, count_places, usable_points
 from rpn_jax.analysis.objects import Objects, Progress, Size
 from rpn_jax.conventions import TargetConvention, options
+from rpn_jax.models import make_backbone
 from rpn_jax.ops.anchors import cell_anchors
-from rpn_jax.rpn import RPNConfig, level_strides, rpn_modules
+from rpn_jax.rpn import RPNConfig, level_strides
 
 CHUNK = 8192
 """Objects on the device at a time."""
@@ -100,7 +101,12 @@ def anchor_grids(config: RPNConfig, size: Size) -> list[Size]:
 
 @cache
 def _map_sizes(config: RPNConfig, size: Size) -> list[Size]:
-    backbone, _ = rpn_modules(config)
+    backbone = make_backbone(
+        config.backbone,
+        strides=config.strides,
+        options=config.backbone_options,
+        dtype=jnp.dtype(config.dtype),
+    )
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     maps, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)
     return [(x.shape[1], x.shape[2]) for x in maps]

@@ -133,8 +133,7 @@ def plot_detections(
         The axes.
     """
     ax = plt.gca() if ax is None else ax
-    image = np.asarray(image)
-    ax.imshow(image, cmap="gray" if image.ndim == 2 else None)
+    height, _ = show_image(image, ax)
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     colors = {n: COLORS[i % len(COLORS)] for i, n in enumerate(sorted(set(names)))}
     for box, score, name in zip(boxes, np.asarray(scores), names, strict=True):
@@ -144,11 +143,10 @@ def plot_detections(
         frame = dict(facecolor=colors[name], alpha=0.8, pad=1, linewidth=0)
         text = f"{name} {score:.2f}"
         # At the top of the image the name goes into the box.
-        below = box[1] < 0.05 * image.shape[0]
+        below = box[1] < 0.05 * height
         x, y = box[:2]
         label = ax.text(x, y, text, color="black", fontsize=7, bbox=frame)
         label.set_verticalalignment("top" if below else "bottom")
-    ax.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0), xticks=[], yticks=[])
     return ax
 
 
