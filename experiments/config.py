@@ -159,7 +159,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         print("usage: python -m experiments.train CONFIG [--field value ...]\n")
         for known in config_names():
             doc = importlib.import_module(f"experiments.configs.{known}").__doc__ or ""
-            print(f"  {known:<14}{doc.splitlines()[0]}")
+            print(f"  {known:<26}{doc.splitlines()[0]}")
         print("\nThe fields of every CONFIG, with the defaults of shapes:\n")
         name, rest = "shapes", ["--help"]
     return tyro.cli(

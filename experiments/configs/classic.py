@@ -12,9 +12,9 @@ from its own input.
 
 As published, the best anchors of an object learn the object that they overlap most,
 which may be another one: objects much smaller than 128 px may get no anchor of their
-own. `--model.convention.targets.low-quality overwrite` gives them theirs; with it, on the
-trunk SqueezeNet, eight images of bccd are overfitted to recall 1.0 at IoU 0.5 (without:
-0.993), see `experiments/results`.
+own. `--model.convention.targets.low-quality overwrite` gives them theirs; with it, and
+SqueezeNet as the trunk, eight images of bccd are overfitted to recall 1.0 at IoU 0.5
+(without: 0.993), see `experiments/results`.
 """
 
 import dataclasses

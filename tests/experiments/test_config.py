@@ -18,15 +18,16 @@ from experiments.config import (
     refuse_many_processes,
     same_run,
 )
+from rpn_jax.faster_rcnn import make_network
 from rpn_jax.ops.matching import match_anchors
-from rpn_jax.rpn import RPNConfig, rpn
+from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.config import config_from_json, config_to_json
 
 
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_is_a_network_and_says_its_command(name):
     config = load_config(name)
-    rpn(config.model)
+    make_network(config.model)
     hash(config)
     doc = importlib.import_module(f"experiments.configs.{name}").__doc__
     assert f"python -m experiments.train {name} " in doc
