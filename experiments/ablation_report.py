@@ -69,7 +69,7 @@ def crossings(counts: Sequence[int], ours: np.ndarray, theirs: np.ndarray) -> st
     if not ahead.any():
         return "both are equal at every number"
     names = {1: "the network", -1: SEARCH}
-    at = np.flatnonzero(ahead)
+    at = np.flatnonzero(ahead).tolist()
     changes = [
         f"{names[int(ahead[j])]} overtakes between {counts[i]:,} and {counts[j]:,}"
         for i, j in zip(at, at[1:], strict=False)
