@@ -134,10 +134,9 @@ def data_set(options: Options) -> dict[str, Any]:
     """Look at the objects of a split; return what to write."""
     model = options.model
     objects = load_objects(options.data, options.split)
-    left_out = f", {objects.ignored:,} crowd or difficult ones left out"
     print(
-        f"{len(objects.boxes):,} objects in {len(objects.image_sizes):,} images"
-        + (left_out if objects.ignored else "")
+        f"{len(objects.boxes):,} objects in {len(objects.image_sizes):,} images; "
+        f"{objects.ignored:,} crowd or difficult ones are left out"
     )
     print(describe(model))
     found = measure(objects, model)
@@ -376,16 +375,15 @@ def draw(file: Path, found: Found) -> None:
 
 def draw_places(file: Path, found: Found) -> None:
     """Draw the highest IoU of one box over the places that it may have."""
-    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure = Figure(figsize=(6, 5))
     ax = figure.subplots()
-    boxes = found.objects.boxes
-    x, y = (np.unique(side) - side.mean() for side in boxes[:, :2].T)
+    x, y = (np.unique(at) - at.mean() for at in found.objects.boxes[:, :2].T)
     ious = found.coverage.iou.reshape(len(y), len(x))
     mesh = ax.pcolormesh(x, y, ious, cmap="viridis", vmin=0, vmax=1, shading="nearest")
     figure.colorbar(mesh, ax=ax, label="IoU with the best anchor")
     ax.set(xlabel="shift to the right, px", ylabel="shift down, px", aspect="equal")
     ax.invert_yaxis()
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
 
 
 def _plain(value: Any) -> Any:

@@ -80,36 +80,33 @@ def plot_coverage(
     mesh = ax.pcolormesh(
         *(sizes, ratios, share.T), cmap="cividis", vmin=0, vmax=1, edgecolors="white"
     )
-    x, y = (np.sqrt(edges[:-1] * edges[1:]) for edges in (sizes, ratios))
     for i, j in zip(*np.nonzero(objects), strict=True):
+        # At the bottom of its cell: anchors often stand in the middle.
+        middle = np.sqrt(sizes[i] * sizes[i + 1])
+        bottom = ratios[j] ** 0.92 * ratios[j + 1] ** 0.08
         color = "black" if share[i, j] > 0.5 else "white"
-        text = _short(objects[i, j])
         ax.text(
-            x[i],
-            y[j],
-            text,
+            middle,
+            bottom,
+            _short(objects[i, j]),
             color=color,
             fontsize=7,
             ha="center",
-            va="center",
-            zorder=5,
+            va="bottom",
         )
     marks = [np.zeros(0)] * 2
     if anchors is not None:
         anchors = np.asarray(anchors, np.float64).reshape(-1, 4)
         width, height = (anchors[:, 2:] - anchors[:, :2]).T
         marks = [np.sqrt(width * height), height / width]
-        # Hollow, so that the numbers stay legible; white around the colour.
-        for color, line, name in (("white", 4, None), (VERMILION, 2, "anchors")):
-            ax.plot(
-                *marks,
-                "D",
-                markerfacecolor="none",
-                markeredgecolor=color,
-                markeredgewidth=line,
-                markersize=13,
-                label=name,
-            )
+        ax.plot(
+            *marks,
+            "D",
+            color=VERMILION,
+            markeredgecolor="white",
+            markersize=8,
+            label="anchors",
+        )
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     ax.set(xscale="log", yscale="log")
     for axis, edges, used, mark in (

@@ -57,7 +57,7 @@ def run(tmp_path, capsys):
 def test_a_data_set_is_described_without_its_images(annotations, run):
     annotations("train.json", (20, 48))
     text, result = run()
-    assert "30 objects in 30 images, 1 crowd or difficult ones left out" in text
+    assert "30 objects in 30 images; 1 crowd or difficult ones are left out" in text
     assert "stride 16: sizes 48 px, height / width 1" in text
     everything = result["groups"]["size (COCO), original"]["all"]
     assert everything["objects"] == 30
