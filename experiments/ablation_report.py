@@ -69,7 +69,7 @@ def crossings(counts: Sequence[int], ours: np.ndarray, theirs: np.ndarray) -> st
     if not ahead.any():
         return "both are equal at every number"
     names = {1: "the network", -1: SEARCH}
-    at = np.flatnonzero(ahead)
+    at = np.flatnonzero(ahead).tolist()
     changes = [
         f"{names[int(ahead[j])]} overtakes between {counts[i]:,} and {counts[j]:,}"
         for i, j in zip(at, at[1:], strict=False)
@@ -77,7 +77,7 @@ def crossings(counts: Sequence[int], ours: np.ndarray, theirs: np.ndarray) -> st
     ]
     first = f"{names[int(ahead[at[0]])]} is ahead"
     if not changes:
-        return f"{first} at every number"
+        return f"{first} at every number from {counts[at[0]]:,}"
     return f"{first} from {counts[at[0]]:,}; " + "; ".join(changes)
 
 
@@ -158,66 +158,62 @@ def as_json(found: Ablation) -> dict[str, Any]:
     }
 
 
-def plot_counts(found: Ablation, names: dict[str, tuple[str, str]], ax) -> None:
-    """Draw figures against the number of proposals: label -> (variant, figure)."""
-    curves = {
-        label: found.results[variant].figure(figure).tolist()
-        for label, (variant, figure) in names.items()
-        if variant in found.results
-    }
-    plotting.plot_recall(found.counts, curves, ax=ax)
-    ax.set(xscale="log", xlabel="proposals an image", xlim=(1, found.counts[-1]))
-
-
 def draw(file: Path, found: Ablation) -> None:
     """Draw what each part does: AR against the number of proposals."""
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
     names = list(found.results)
     groups = {
         "parts of the network": [
             n for n in names if n in (FULL, SEARCH) or n.startswith("without")
         ],
         "anchors": [FULL, *(n for n in names if n.endswith("alone"))],
-        "NMS": [FULL, *(n for n in names if n.startswith("NMS at")), "without NMS"],
+        "NMS": [FULL, "without NMS", *(n for n in names if n.startswith("NMS at"))],
     }
-    for ax, (title, group) in zip(
-        figure.subplots(1, 3, sharey=True), groups.items(), strict=True
-    ):
-        plot_counts(found, {name: (name, "AR") for name in group}, ax)
-        ax.set(title=title, ylabel="AR" if title.startswith("parts") else "")
-        ax.legend(fontsize=8, loc="upper left", framealpha=0.8, edgecolor="none")
-    top = max(r.figure("AR").max() for r in found.results.values())
-    figure.axes[0].set_ylim(0, 1.25 * top)
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for ax, (title, group) in zip(panels, groups.items(), strict=True):
+        curves = {n: found.results[n].figure("AR").tolist() for n in group}
+        plotting.plot_recall(found.counts, curves, ax=ax)
+        ax.set_title(title)
+        _finish(ax, found, ylabel="AR" if ax is panels[0] else "")
+    best = max(r.figure("AR").max() for r in found.results.values())
+    panels[0].set_ylim(0, 1.05 * max(best, 0.01))
     figure.savefig(file, dpi=90)
 
 
 def draw_recall(file: Path, found: Ablation) -> None:
     """Draw the network beside selective search."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     rivals = {"RPN": FULL, SEARCH: SEARCH}
-    for figure_name in ("recall at IoU 0.5", "recall at IoU 0.7"):
-        short = figure_name.removeprefix("recall at ")
-        for i, (label, variant) in enumerate(rivals.items()):
-            if variant in found.results:
-                style = "-" if short.endswith("5") else "--"
-                recall = found.results[variant].figure(figure_name)
-                line = {"color": plotting.COLORS[i], "linestyle": style}
-                left.plot(found.counts, recall, label=f"{label}, {short}", **line)
-    left.set(xscale="log", xlabel="proposals an image", ylabel="recall", ylim=(0, 1))
-    left.set_xlim(1, found.counts[-1])
-    for n, style in ((300, "-"), (2000, "--")):
-        if n in found.shown:
-            at = found.counts.index(n)
-            for i, (label, variant) in enumerate(rivals.items()):
-                if variant in found.results:
-                    recall = found.results[variant].recall.recall[0, at]
-                    line = {"color": plotting.COLORS[i], "linestyle": style}
-                    label = f"{label}, {n:,} proposals"
-                    right.plot(IOU_THRESHOLDS, recall, label=label, **line)
+    rivals = {name: v for name, v in rivals.items() if v in found.results}
+    few = [n for n in (300, 2000) if n in found.shown] or [found.shown[-1]]
+    for color, (name, variant) in zip(plotting.COLORS, rivals.items(), strict=False):
+        result = found.results[variant]
+        for iou, style in (("IoU 0.5", "-"), ("IoU 0.7", "--")):
+            recall, label = result.figure(f"recall at {iou}"), f"{name}, {iou}"
+            left.plot(found.counts, recall, style, color=color, label=label)
+        for n, style in zip(few, ("-", "--"), strict=False):
+            recall = result.recall.recall[0, found.counts.index(n)]
+            label = f"{name}, {n:,} proposals"
+            right.plot(IOU_THRESHOLDS, recall, style, color=color, label=label)
+    left.set_ylim(0, 1)
+    left.grid(alpha=0.3)
     right.set(xlabel="IoU threshold", ylabel="recall", xlim=(0.5, 0.95), ylim=(0, 1))
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-        if ax.lines:
-            ax.legend(frameon=False, fontsize=9)
+    right.grid(alpha=0.3)
+    _finish(left, found, ylabel="recall")
+    right.legend(**BELOW)
     figure.savefig(file, dpi=100)
+
+
+BELOW: dict[str, Any] = dict(
+    loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=9
+)
+"""Where a legend hides no curve."""
+
+
+def _finish(ax, found: Ablation, *, ylabel: str) -> None:
+    """Label an axis of numbers of proposals."""
+    ax.set(xscale="log", xlabel="proposals an image", ylabel=ylabel)
+    ax.set_xlim(1, found.counts[-1])
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.legend(**BELOW)

@@ -174,7 +174,8 @@ def draw(
     """Draw lost objects, with the last box that would have found each."""
     columns = min(4, len(worst))
     lines = -(-len(worst) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.5 * lines + 0.5), layout="constrained")
+    size = (max(3.2 * columns, 5), 3.5 * lines + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(worst) :]:
         ax.set_axis_off()
@@ -183,20 +184,19 @@ def draw(
         stage, iou, boxes = passed[i], found.iou[i], found.boxes[i]
         image = load_image(source[int(found.row[i])])
         show_image(image, ax)
-        shown = [found.objects[i]]
-        plotting.draw_boxes(shown, ax=ax, color=plotting.GREEN, label="object")
-        title = f"lost at {STAGES[stage]}\n"
+        layers = [("object", plotting.GREEN, "-", found.objects[i])]
         if stage:
-            label, shown = "best box before", [*shown, boxes[stage - 1]]
-            line = {"color": plotting.ORANGE, "linestyle": "--", "linewidth": 2}
-            plotting.draw_boxes(shown[-1], ax=ax, label=label, **line)
-            title += f"IoU {iou[stage - 1]:.2f} before, "
+            before = boxes[stage - 1]
+            layers.append(("best box before", plotting.ORANGE, "--", before))
         if iou[-1] > 0:
-            label, shown = "nearest proposal", [*shown, boxes[-1]]
-            line = {"color": plotting.BLUE, "linestyle": ":", "linewidth": 2}
-            plotting.draw_boxes(shown[-1], ax=ax, label=label, **line)
-        ax.set_title(f"{title}{iou[-1]:.2f} at the end", fontsize=9)
-        _zoom(ax, np.array(shown), image.shape)
+            layers.append(("nearest proposal", plotting.BLUE, ":", boxes[-1]))
+        for label, color, style, box in layers:
+            line = {"color": color, "linestyle": style, "linewidth": 2}
+            plotting.draw_boxes(box, ax=ax, label=label, **line)
+        before = f"IoU {iou[stage - 1]:.2f} before, " if stage else "IoU "
+        title = f"lost at {STAGES[stage]}\n{before}{iou[-1]:.2f} at the end"
+        ax.set_title(title, fontsize=9)
+        _zoom(ax, np.array([box for *_, box in layers]), image.shape)
         handles, labels = ax.get_legend_handles_labels()
         legend |= dict(zip(labels, handles, strict=True))
     place = {"loc": "outside lower center", "ncols": 3, "frameon": False}

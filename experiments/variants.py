@@ -121,10 +121,11 @@ def proposer(convention: Convention, **changes) -> Callable[..., Proposed]:
     """
 
     @jax.jit
-    def propose(outputs, size, scale, iou_threshold) -> Proposed:
+    def propose(outputs: RPNOutputs, size, scale, iou_threshold) -> Proposed:
         rules = proposal_options(convention, image_scale=scale)
         rules |= {"iou_threshold": iou_threshold} | changes
-        found = generate_proposals(*outputs, size, **rules)
+        anchors, logits, deltas = outputs
+        found = generate_proposals(anchors, logits, deltas, size, **rules)
         return Proposed(found.boxes, found.valid)
 
     return propose
