@@ -131,7 +131,11 @@ def setup(config: TrainConfig) -> Setup:
         )
     config.workdir.mkdir(parents=True, exist_ok=True)
     same_run(config.workdir, config)
-    print(f"{len(source)} images to train on, {len(val_source)} to evaluate on")
+    sizes = ", ".join(f"{h} x {w}" for h, w in config.data.padded_sizes)
+    print(
+        f"{len(source)} images to train on, {len(val_source)} to evaluate on, "
+        f"padded to {sizes}"
+    )
     if not weights:
         print("the trunk starts from random weights; --weights FILE gives it others")
 

@@ -1,10 +1,12 @@
 import dataclasses
+from unittest import mock
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
+import experiments.follow as module
 from experiments.config import UsageError
 from experiments.follow import PARTS, differences, follow, main, start
 from rpn_jax.rpn import RPNConfig, rpn
@@ -92,3 +94,20 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros(3))
     with pytest.raises(UsageError, match=r"x\.npz is no such file with weights"):
         main([str(tmp_path / "x.npz")])
+
+
+@pytest.mark.parametrize(
+    ("factor", "mismatched", "code"),
+    [(1.0005, 0, 0), (1.002, 0, 1), (np.nan, 0, 1), (1.0, 1, 1)],
+)
+def test_the_exit_code_says_whether_it_followed(
+    record, factor, mismatched, code, monkeypatch, capsys
+):
+    found = {part: record[part] * factor for part in PARTS}
+    found["mismatched"] = np.full(5, mismatched)
+    monkeypatch.setattr(module, "load", mock.Mock())
+    monkeypatch.setattr(module, "follow", lambda *_: found)
+    file = "tests/golden/follow_torchvision.npz"
+    assert main([file, file]) == code
+    rows = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+    assert len(rows) == 2 + 5 and rows[0].count("float64") == 2
