@@ -1,6 +1,7 @@
 """What the benchmark measures: for each case a stage, its arrays and its options."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ def all_cases(quick: bool = False) -> list[Case]:
         *topk_cases(quick),
         *target_cases(quick),
         *proposal_cases(quick),
+        *roi_cases(quick),
         *train_cases(quick),
     ]
 
@@ -185,6 +187,34 @@ def proposal_cases(quick: bool) -> list[Case]:
                 note = "of all anchors; within its stage rpn_jax decodes the best alone"
                 name = f"proposals/decode/batch {batch}"
                 cases.append(Case(name, "decode", arrays, options, note=note))
+    return cases
+
+
+def roi_cases(quick: bool) -> list[Case]:
+    """RoIAlign of proposals on the finest map, 256 channels at stride 4."""
+    image, channels, count = (TINY, 8, 20) if quick else (IMAGE, 256, 1000)
+    bins, stride = 7, 4
+
+    def make(backward):
+        random = np.random.default_rng(0)
+        height, width = image
+        boxes, _ = inputs.nms_boxes("rpn", count, width=width, height=height)
+        shape = (height // stride, width // stride, channels)
+        arrays = {"features": random.normal(size=shape), "boxes": boxes}
+        if backward:
+            arrays["cotangent"] = random.normal(size=(count, bins, bins, channels))
+        return {name: x.astype(np.float32) for name, x in arrays.items()}
+
+    note = "torchvision gets channels first, rpn_jax last"
+    cases = []
+    for kind, sampling, aligned in (("2 samples", 2, False), ("adaptive", 0, True)):
+        for what, backward in (("forward", False), ("forward and backward", True)):
+            options = {"bins": bins, "scale": 1 / stride}
+            options |= {"sampling": sampling, "aligned": aligned}
+            slow = backward or not sampling
+            arrays = partial(make, backward)
+            name = f"roi/{kind}/{what}"
+            cases.append(Case(name, "roi", arrays, options, None, slow, note))
     return cases
 
 

@@ -184,6 +184,64 @@ def prepare_proposals(arrays, options):
     return run, lambda rows: {"rows": pad(rows, options["most"], 0)}, {}
 
 
+def roi_weights(first, last, bins, length, sampling, aligned):
+    """How much each of `length` cells in a row weighs in each bin [bins, length].
+
+    All is float32, in the order of torchvision.
+    """
+    shift, least = (0.5, 0) if aligned else (0, 1)
+    start, end = (x - np.float32(shift) for x in (first, last))
+    size = max(end - start, np.float32(least)) / np.float32(bins)
+    number = sampling or int(np.ceil(size))
+    weights = np.zeros((bins, length), np.float32)
+    if not number:
+        return weights
+    p, k = (np.arange(x, dtype=np.float32) for x in (bins, number))
+    samples = start + p[:, None] * size + (k + np.float32(0.5)) * size / number
+    row, _ = np.nonzero((samples >= -1) & (samples <= length))
+    samples = samples[(samples >= -1) & (samples <= length)].clip(0, length - 1)
+    low = samples.astype(int)
+    part = samples - low
+    np.add.at(weights, (row, low), (1 - part) / number)
+    np.add.at(weights, (row, np.minimum(low + 1, length - 1)), part / number)
+    return weights
+
+
+def prepare_roi(arrays, options):
+    """RoIAlign as a product of two matrices with what the RoI covers of the map."""
+    features = arrays["features"]
+    bins, sampling, aligned = (options[x] for x in ("bins", "sampling", "aligned"))
+
+    def run():
+        pooled, gradient = [], np.zeros_like(features)
+        for i, box in enumerate(arrays["boxes"] * np.float32(options["scale"])):
+            wy, wx = (
+                roi_weights(box[at], box[at + 2], bins, length, sampling, aligned)
+                for at, length in ((1, features.shape[0]), (0, features.shape[1]))
+            )
+            (y, wy), (x, wx) = (covered(weights) for weights in (wy, wx))
+            rows = np.tensordot(wy, features[y, x], 1)  # [bins, w, C]
+            pooled.append(np.einsum("qw,pwc->pqc", wx, rows, optimize=True))
+            if "cotangent" in arrays:
+                back = np.einsum("qw,pqc->pwc", wx, arrays["cotangent"][i])
+                gradient[y, x] += np.tensordot(wy.T, back, 1)
+        return np.stack(pooled), gradient
+
+    def collect(result):
+        pooled, gradient = result
+        found = {"pooled": pooled}
+        return found | ({"gradient": gradient} if "cotangent" in arrays else {})
+
+    return run, collect, {}
+
+
+def covered(weights):
+    """Cut off the columns before the first and after the last that weigh anything."""
+    some = np.flatnonzero(weights.any(axis=0))
+    part = slice(some[0], some[-1] + 1) if len(some) else slice(0, 0)
+    return part, weights[:, part]
+
+
 STAGES = {
     "nms": prepare_nms,
     "topk": prepare_topk,
@@ -194,4 +252,5 @@ STAGES = {
     "decode": prepare_decode,
     "proposals": prepare_proposals,
     "filter": prepare_proposals,
+    "roi": prepare_roi,
 }

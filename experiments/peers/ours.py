@@ -187,6 +187,28 @@ def prepare_proposals(arrays, options):
     return run, collect, facts
 
 
+def prepare_roi(arrays, options):
+    """`roi_align`, and the gradient of its features where there is a cotangent."""
+    align = partial(
+        rj.roi_align,
+        output_size=options["bins"],
+        spatial_scale=options["scale"],
+        sampling_ratio=options["sampling"],
+        aligned=options["aligned"],
+    )
+
+    def pool(features, boxes, *cotangent):
+        pooled, pull = jax.vjp(lambda x: align(x, boxes), features)
+        return pooled, *(gradient for x in cotangent for gradient in pull(x))
+
+    def collect(result):
+        names = ("pooled", "gradient")[: len(result)]
+        return named(*names)(result)
+
+    run, facts = compiled(pool, *arrays.values())
+    return run, collect, facts
+
+
 def prepare_train(arrays, options):
     """The training step of the config `bccd`, random weights."""
     config = load_config("bccd")
@@ -234,5 +256,6 @@ STAGES = {
     "decode": prepare_decode,
     "proposals": prepare_proposals,
     "filter": prepare_proposals,
+    "roi": prepare_roi,
     "train": prepare_train,
 }

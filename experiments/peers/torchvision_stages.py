@@ -21,7 +21,7 @@ from torchvision.models.detection.rpn import (
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import batched_nms, nms, roi_align
 
 GPU = os.environ.get("BENCHMARK_DEVICE") == "gpu" and torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -211,6 +211,38 @@ def prepare_filter(arrays, options):
     return prepare_proposals(arrays, options, decoded=True)
 
 
+def prepare_roi(arrays, options):
+    """`roi_align`, and the gradient of its features where there is a cotangent."""
+    first = [arrays["features"].transpose(2, 0, 1)[None]]
+    if "cotangent" in arrays:
+        first.append(arrays["cotangent"].transpose(0, 3, 1, 2))
+    boxes, features, *cotangent = tensors(arrays["boxes"], *first)
+    features.requires_grad_(bool(cotangent))
+
+    def run():
+        pooled = roi_align(
+            features,
+            [boxes],
+            options["bins"],
+            options["scale"],
+            options["sampling"],
+            options["aligned"],
+        )
+        result = (
+            pooled,
+            *(torch.autograd.grad(pooled, features, x)[0] for x in cotangent),
+        )
+        if GPU:
+            torch.cuda.synchronize()
+        return result
+
+    def collect(result):
+        last = [np.moveaxis(cpu(x), 1, -1) for x in result]
+        return {"pooled": last[0]} | ({"gradient": last[1][0]} if cotangent else {})
+
+    return run, collect, {}
+
+
 class Fire(nn.Module):
     """SqueezeNet's block."""
 
@@ -291,5 +323,6 @@ STAGES = {
     "decode": prepare_decode,
     "proposals": prepare_proposals,
     "filter": prepare_filter,
+    "roi": prepare_roi,
     "train": prepare_train,
 }
