@@ -188,7 +188,8 @@ def _fill(
         converted.matched,
         converted.left_over,
         converted.missing,
-        found.notes,
+        # What was assumed is in the configuration that was not given.
+        found.notes if config is found.config else (),
     )
     counts = {
         key: np.asarray(found.arrays[key])
