@@ -27,14 +27,13 @@ from rpn_jax.models import (
     TwoFC,
     stop_frozen,
 )
-from rpn_jax.objective import RPNOutputs, rpn_objective
+from rpn_jax.objective import RPNOutputs, detection_losses, rpn_objective
 from rpn_jax.ops._batching import map_images
-from rpn_jax.ops.losses import smooth_l1_loss
 from rpn_jax.ops.roi_align import multilevel_roi_align
 from rpn_jax.ops.roi_levels import assign_levels
 from rpn_jax.ops.roi_pool import roi_pool
 from rpn_jax.proposals import Proposals
-from rpn_jax.roi_targets import RoITargets, batch_roi_targets
+from rpn_jax.roi_targets import batch_roi_targets
 from rpn_jax.rpn import (
     RPN,
     Params,
@@ -344,38 +343,6 @@ def pool_rois(
         aligned=convention.aligned,
         valid=valid,
     )
-
-
-def detection_losses(
-    logits: jax.Array, deltas: jax.Array, targets: RoITargets, rules: RoIConvention
-) -> tuple[jax.Array, jax.Array]:
-    """Compute the second stage's losses, both per sampled RoI of the batch.
-
-    Args:
-        logits: `[B, S, C + 1]`.
-        deltas: `[B, S, C or C + 1, 4]`.
-        targets: fields `[B, S, ...]`.
-        rules: where the background stands, and beta of smooth-L1.
-
-    Returns:
-        Cross-entropy over classes and background, and smooth-L1 of RoIs on objects
-        with the deltas of their class.
-    """
-    classes = logits.shape[-1] - 1
-    positive = targets.labels >= 0
-    first = rules.background == "first"
-    background = 0 if first else classes
-    column = jnp.where(positive, targets.labels + first, background)
-    count = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), column[..., None], -1)
-    class_loss = -jnp.where(targets.valid, chosen[..., 0], 0.0).sum() / count
-    with_background = deltas.shape[-2] == classes + 1
-    box = jnp.maximum(targets.labels, 0) + (first and with_background)
-    deltas = jnp.take_along_axis(deltas, box[..., None, None], axis=-2)[..., 0, :]
-    # The others' deltas are anything: zeros give them a finite, unused gradient.
-    deltas = jnp.where(positive[..., None], deltas, 0.0)
-    losses = smooth_l1_loss(deltas, targets.deltas, beta=rules.beta).sum(-1)
-    return class_loss, jnp.where(positive, losses, 0.0).sum() / count
 
 
 def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:

@@ -1,4 +1,4 @@
-"""What the RPN minimises: its outputs against the targets of a batch.
+"""What is minimised: the outputs of the RPN, and of a second stage, against targets.
 
 Shape legend: `B` images, `A` anchors (of a level or of all), `G` objects an image.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rpn_jax.batch import Batch
-from rpn_jax.conventions import Convention, options
+from rpn_jax.conventions import Convention, RoIConvention, options
 from rpn_jax.ops.coding import decode_boxes
 from rpn_jax.ops.losses import (
     RPNLosses,
@@ -22,6 +22,7 @@ from rpn_jax.ops.losses import (
     sigmoid_objectness_loss,
     smooth_l1_loss,
 )
+from rpn_jax.roi_targets import RoITargets
 from rpn_jax.targets import AnchorTargets, batch_targets
 
 IOU_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
@@ -130,3 +131,35 @@ def _health(outputs, targets: AnchorTargets, batch: Batch, convention: Conventio
         "objects_missed": (objects & ~covered).sum() / count,
         "mean_best_iou": jnp.where(objects, targets.gt_iou, 0.0).sum() / count,
     }
+
+
+def detection_losses(
+    logits: jax.Array, deltas: jax.Array, targets: RoITargets, rules: RoIConvention
+) -> tuple[jax.Array, jax.Array]:
+    """Compute the second stage's losses, both per sampled RoI of the batch.
+
+    Args:
+        logits: `[B, S, C + 1]`.
+        deltas: `[B, S, C or C + 1, 4]`.
+        targets: fields `[B, S, ...]`.
+        rules: where the background stands, and beta of smooth-L1.
+
+    Returns:
+        Cross-entropy over classes and background, and smooth-L1 of RoIs on objects
+        with the deltas of their class.
+    """
+    classes = logits.shape[-1] - 1
+    positive = targets.labels >= 0
+    first = rules.background == "first"
+    background = 0 if first else classes
+    column = jnp.where(positive, targets.labels + first, background)
+    count = jnp.maximum(targets.valid.sum(), 1).astype(jnp.float32)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), column[..., None], -1)
+    class_loss = -jnp.where(targets.valid, chosen[..., 0], 0.0).sum() / count
+    with_background = deltas.shape[-2] == classes + 1
+    box = jnp.maximum(targets.labels, 0) + (first and with_background)
+    deltas = jnp.take_along_axis(deltas, box[..., None, None], axis=-2)[..., 0, :]
+    # The others' deltas are anything: zeros give them a finite, unused gradient.
+    deltas = jnp.where(positive[..., None], deltas, 0.0)
+    losses = smooth_l1_loss(deltas, targets.deltas, beta=rules.beta).sum(-1)
+    return class_loss, jnp.where(positive, losses, 0.0).sum() / count

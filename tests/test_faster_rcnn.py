@@ -10,11 +10,11 @@ from rpn_jax.batch import Batch
 from rpn_jax.conventions import DETECTRON2, PY_FASTER_RCNN, TORCHVISION
 from rpn_jax.faster_rcnn import (
     FasterRCNNConfig,
-    detection_losses,
     faster_rcnn,
     make_network,
 )
 from rpn_jax.models.conv import conv2d
+from rpn_jax.objective import detection_losses
 from rpn_jax.pretrained.convert import convert, paths_of, torch_dialect
 from rpn_jax.roi_targets import RoITargets
 from rpn_jax.rpn import RPNConfig, rpn
