@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.config import DataConfig
 from experiments.coverage import Progress
@@ -175,7 +176,7 @@ def draw(
     columns = min(4, len(worst))
     lines = -(-len(worst) // columns)
     size = (max(3.2 * columns, 5), 3.5 * lines + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(worst) :]:
         ax.set_axis_off()

@@ -271,3 +271,13 @@ def test_the_worst_of_each_stage_are_shown():
     found = funnel.Found(zeros, zeros, zeros, iou, zeros, zeros, zeros, 0)
     assert funnel.worst_cases(found, 0.5).tolist() == [1, 0, 5, 3, 2]
     assert funnel.worst_cases(found, 0.5, most=3).tolist() == [1, 0, 3]
+
+
+def test_the_first_call_which_compiles_is_not_timed(monkeypatch):
+    times = iter([0, 10, 20, 21, 30, 33])  # 10, 1 and 3 seconds
+    monkeypatch.setattr(ablate.time, "perf_counter", lambda: next(times))
+    timer, calls = ablate.Timer(), []
+    for _ in range(3):
+        timer("it", calls.append, 1, warm=True)
+    assert timer.milliseconds("it") == 2000
+    assert len(calls) == 6
