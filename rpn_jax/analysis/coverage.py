@@ -14,6 +14,7 @@ import math
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,13 +95,13 @@ def anchor_grids(config: RPNConfig, size: Size) -> list[Size]:
         >>> anchor_grids(RPNConfig(backbone="squeezenet"), (608, 800))
         [(38, 50)]
     """
-    # Whatever the anchors, the maps are the same: they are traced once.
-    return _map_sizes(dataclasses.replace(config, sizes=(), ratios=()), size)
+    backbone, _ = rpn_modules(config)
+    return _map_sizes(backbone, size)
 
 
 @cache
-def _map_sizes(config: RPNConfig, size: Size) -> list[Size]:
-    backbone, _ = rpn_modules(config)
+def _map_sizes(backbone: nn.Module, size: Size) -> list[Size]:
+    """Trace a backbone, once for all anchors that are tried on it."""
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     maps, _ = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image)
     return [(x.shape[1], x.shape[2]) for x in maps]
