@@ -162,8 +162,9 @@ for name, w in zip(("red", "green", "blue", "saturation", "edges"), weights["w"]
 # %%
 image = ShapesSource(20, seed=3)[11].image
 if PICTURE:
-    picture = jax.image.resize(decode_image(PICTURE), (SIZE, SIZE, 3), "linear")
-    image = np.asarray(picture).astype(np.uint8)
+    photo = decode_image(PICTURE, upright=True)
+    photo = jax.image.resize(photo, (SIZE, SIZE, 3), "linear")
+    image = np.asarray(photo).astype(np.uint8)
 
 found = jax.jit(propose)(weights, image)
 plt.figure(figsize=(4.2, 4.2))

@@ -298,9 +298,9 @@ plt.show()
 # them.
 
 # %%
-picture = (
-    ShapesSource(10, seed=2)[4].image if PICTURE is None else decode_image(PICTURE)
-)
+picture = ShapesSource(10, seed=2)[4].image
+if PICTURE:
+    picture = decode_image(PICTURE, upright=True)
 boxes, scores = demo(picture)
 plt.figure(figsize=(4, 4))
 plot_proposals(picture, boxes, scores, top=10)
