@@ -268,7 +268,8 @@ for name in ("classic nine", "pyramid, designed"):
 # ## The same from the command line
 #
 # ```
-# python -m experiments.coverage coco_json --data.train train.json --design
+# python -m experiments.coverage coco_json --design \
+#     --data.train train.json --data.val val.json
 # python -m experiments.coverage voc --data.root VOCdevkit/VOC2012
 # python -m experiments.coverage classic --box 12x30 --image 800x800
 # ```
