@@ -181,7 +181,7 @@ def faster_rcnn(
         >>> model = faster_rcnn(config)
         >>> params = model.init(jax.random.key(0), image_size=(64, 64))
         >>> images, sizes = jnp.zeros((1, 64, 64, 3)), jnp.array([[64, 64]])
-        >>> model.detect(params, images, sizes).boxes.shape
+        >>> jax.jit(model.detect)(params, images, sizes).boxes.shape
         (1, 100, 4)
     """
     convention, rules = config.convention, config.convention.roi

@@ -48,6 +48,12 @@ def test_proposals_that_meet_an_object_look_different(ax):
     assert ax.get_xlim() == (0, 60) and ax.get_ylim() == (50, 0)
 
 
+def test_scores_at_the_top_of_an_image_stand_within_it(ax):
+    boxes = [[0, 0, 10, 10], [30, 30, 40, 40]]
+    plotting.plot_proposals(np.zeros((50, 60, 3)), boxes, [0.9, 0.8], ax=ax)
+    assert [t.get_verticalalignment() for t in ax.texts] == ["top", "bottom"]
+
+
 def test_grey_images_are_shown(ax):
     plotting.plot_proposals(np.zeros((5, 5)), [[0, 0, 2, 2]], ax=ax)
     assert colors(ax) == [plotting.BLUE]

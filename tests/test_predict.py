@@ -93,7 +93,7 @@ def network_input(predictor, image, boxes=()):
         given.update(images=images, sizes=sizes, scales=image_scales)
         return Proposals(found, np.ones(count), np.zeros(count), np.ones(count, bool))
 
-    predictor._propose = propose
+    predictor._find = propose
     return given, predictor(image).boxes
 
 
@@ -152,7 +152,7 @@ def test_one_compilation_a_bucket(model):
     for size in [(64, 64), (60, 64), (40, 64), (128, 100), (64, 30), (64, 20)]:
         predictor(np.zeros((*size, 3), np.uint8))
     # 64 x 64 and 64 x 32 (height x width): all that these are resized to.
-    assert predictor._propose._cache_size() == 2
+    assert predictor._find._cache_size() == 2
 
 
 def test_a_weight_file_holds_all_that_is_needed(model, predictor, pixels, tmp_path):

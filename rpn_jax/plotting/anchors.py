@@ -142,14 +142,15 @@ def plot_targets(
     labels = np.asarray(labels)
     drawn = np.ones(len(labels), bool) if sampled is None else np.asarray(sampled)
     centres = _centres(anchors)
-    for value, name, color, marker in (
-        (0, "negative", ORANGE, "."),
-        (-1, "not used", PURPLE, "s"),
+    for value, name, color, marker, size in (
+        (0, "negative", ORANGE, ".", 5),
+        (-1, "not used", PURPLE, "s", 3),
     ):
         chosen = drawn & (labels == value)
         if chosen.any():
             label = f"{name} ({chosen.sum():,})"
-            ax.plot(*centres[chosen].T, marker, color=color, markersize=3, label=label)
+            points = centres[chosen].T
+            ax.plot(*points, marker, color=color, markersize=size, label=label)
     positive = drawn & (labels == 1)
     if gt_boxes is not None:
         draw_boxes(gt_boxes, ax=ax, color=GREEN, label="object", linewidth=3)

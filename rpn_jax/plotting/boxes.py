@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from rpn_jax.plotting.style import BLUE, COLORS, GREEN, ORANGE, show_image
 
@@ -102,9 +103,9 @@ def plot_proposals(
     meets = "proposal" if gt_boxes is None else "meets an object"
     draw_boxes(boxes[hit], ax=ax, color=BLUE, label=meets, alpha=opacity[hit])
     if scores is not None:
-        for (x, y, _, _), score in zip(boxes[:5], np.asarray(scores), strict=False):
-            box = dict(facecolor="black", alpha=0.6, pad=1, linewidth=0)
-            ax.text(x, y, f"{score:.2f}", color="white", fontsize=7, bbox=box)
+        for box, score in zip(boxes[:5], np.asarray(scores), strict=False):
+            label = _write(f"{score:.2f}", box, image, "black", ax)
+            label.set_color("white")
     if title:
         ax.set_title(title, fontsize=9)
     return ax
@@ -133,21 +134,23 @@ def plot_detections(
         The axes.
     """
     ax = plt.gca() if ax is None else ax
-    height, _ = show_image(image, ax)
+    show_image(image, ax)
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     colors = {n: COLORS[i % len(COLORS)] for i, n in enumerate(sorted(set(names)))}
     for box, score, name in zip(boxes, np.asarray(scores), names, strict=True):
         if score < threshold:
             continue
         draw_boxes(box, ax=ax, color=colors[name])
-        frame = dict(facecolor=colors[name], alpha=0.8, pad=1, linewidth=0)
-        text = f"{name} {score:.2f}"
-        # At the top of the image the name goes into the box.
-        below = box[1] < 0.05 * height
-        x, y = box[:2]
-        label = ax.text(x, y, text, color="black", fontsize=7, bbox=frame)
-        label.set_verticalalignment("top" if below else "bottom")
+        _write(f"{name} {score:.2f}", box, image, colors[name], ax)
     return ax
+
+
+def _write(text: str, box: np.ndarray, image: Any, color: str, ax: Axes) -> Text:
+    """Write above a box, or into it where it lies at the top of the image."""
+    frame = dict(facecolor=color, alpha=0.8, pad=1, linewidth=0)
+    x, y = box[:2]
+    place = "top" if y < 0.05 * np.shape(image)[0] else "bottom"
+    return ax.text(x, y, text, fontsize=7, bbox=frame, verticalalignment=place)
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

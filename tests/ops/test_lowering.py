@@ -118,6 +118,16 @@ CASES = {
     "distance_box_iou": Case(rj.distance_box_iou, (BOXES, TRUTH)),
     "encode_boxes": Case(rj.encode_boxes, (OTHERS, BOXES)),
     "generalized_box_iou": Case(rj.generalized_box_iou, (BOXES, TRUTH)),
+    "generate_detections": Case(
+        rj.generate_detections,
+        (
+            BOXES,
+            random_masks(31, N),
+            random_scores(32, N, 4),
+            random_scores(33, N, 3, 4),
+            SIZES,
+        ),
+    ),
     "generate_proposals": Case(
         proposals, (BOXES, random_scores(5, N), random_scores(6, N, 4), SIZES)
     ),
@@ -161,6 +171,17 @@ CASES = {
     ),
     "roi_pool": Case(pool, (FINE, BOXES)),
     "roi_pool, gradient": Case(partial(features_gradient, pool), (FINE, BOXES)),
+    "roi_targets": Case(
+        partial(rj.roi_targets, sample_size=8),
+        (
+            KEYS,
+            BOXES,
+            random_masks(34, N),
+            TRUTH,
+            np.abs(random_labels(35, M)),
+            random_masks(36, M),
+        ),
+    ),
     "rpn_losses": Case(
         losses, (random_scores(12, N), random_labels(13, N), random_masks(14, N))
     ),
