@@ -1,10 +1,11 @@
 """Any folder in the layout of PASCAL VOC, Faster R-CNN on SqueezeNet.
 
-    python -m experiments.train voc_faster_rcnn --data.root DIR --weights squeezenet.npz \
-        --workdir runs/voc_faster_rcnn
+    python -m experiments.train voc_faster_rcnn --data.root DIR \
+        --weights squeezenet.npz --workdir runs/voc_faster_rcnn
 
 Data, trunk and recipe are those of `voc`; the twenty classes of VOC
-(--model.classes names others), both stages trained together.
+(--model.classes names others), both stages trained together. The peer is that of
+`bccd_faster_rcnn`.
 """
 
 import dataclasses
