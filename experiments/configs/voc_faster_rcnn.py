@@ -4,7 +4,8 @@
         --weights squeezenet.npz --workdir runs/voc_faster_rcnn
 
 Data, trunk and recipe are those of `voc`; the twenty classes of VOC
-(--model.classes names others), both stages trained together.
+(--model.classes names others), both stages trained together. The peer is that of
+`bccd_faster_rcnn`.
 """
 
 import dataclasses
