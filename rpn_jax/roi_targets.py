@@ -82,9 +82,9 @@ def roi_targets(
         >>> proposals = jnp.array([[0.0, 0, 10, 9], [50, 50, 60, 60]])
         >>> targets = roi_targets(
         ...     jax.random.key(0), proposals, None, jnp.array([[0.0, 0, 10, 10]]),
-        ...     jnp.array([3]), None, sample_size=4, positive_fraction=0.5)
-        >>> targets.labels, targets.valid
-        (Array([ 3,  3, -1], dtype=int32), Array([ True,  True,  True], dtype=bool))
+        ...     jnp.array([3]), None, positive_fraction=1.0)
+        >>> targets.labels, targets.valid  # the proposal and the object, in any order
+        (Array([ 3,  3, -1], dtype=int32), Array([ True,  True, False], dtype=bool))
     """
     boxes = as_boxes(boxes, "boxes", rank=2)
     gt_boxes = as_boxes(gt_boxes, "gt_boxes", rank=2)
