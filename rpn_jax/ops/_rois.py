@@ -74,6 +74,8 @@ class Taps(NamedTuple):
 def as_maps(features: Sequence[ArrayLike]) -> list[jax.Array]:
     """Check the maps of a pyramid."""
     maps = [as_float(x, "features") for x in features]
+    if not maps:
+        raise ValueError("features must hold one map at least, got none")
     for x in maps:
         if x.ndim != 3 or 0 in x.shape or x.shape[2] != maps[0].shape[2]:
             given = ", ".join(str(x.shape) for x in maps)

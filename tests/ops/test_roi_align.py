@@ -112,6 +112,10 @@ class TestByHand:
         pooled = align(np.ones((4, 4)), [[-5000, -5000, 5000, 5000]], aligned=True)
         same(pooled, [[[(6 / 10000) ** 2]]])
 
+    def test_a_box_beyond_what_float32_counts_gives_finite_numbers(self):
+        pooled = align(RAMP, [[-1e36, -1e36, 1e36, 1e36]] * 2, aligned=True)
+        assert np.isfinite(pooled).all()
+
     def test_an_empty_box_has_no_samples_unless_their_number_is_fixed(self):
         box = [[3, 2, 3, 2]]
         same(align(RAMP, box, aligned=True), [[[0]]])
@@ -518,6 +522,7 @@ def test_wrong_arguments_are_named(change, message):
     "change, message",
     [
         ({"features": [FEATURES, FEATURES[..., :1]]}, r"got \(5, 7, 2\), \(5, 7, 1\)"),
+        ({"features": [], "spatial_scales": ()}, "features must hold one map at least"),
         ({"levels": jnp.zeros(2)}, "levels must be integers"),
         ({"levels": jnp.zeros(3, int)}, r"levels must have shape \(2,\), got \(3,\)"),
         ({"spatial_scales": (1.0,)}, "spatial_scales must.*for each map, got 1 for 2"),
