@@ -83,7 +83,8 @@ def torchvision_detector(arrays: Arrays) -> Recognised | None:
         model = "fasterrcnn_mobilenet_v3_large_fpn"
         notes = (
             "images of 800 pixels are assumed; the variant for 320 has the same names: "
-            'config=model_config("fasterrcnn_mobilenet_v3_large_320_fpn")',
+            "dataclasses.replace(config, "
+            'rpn=model_config("fasterrcnn_mobilenet_v3_large_320_fpn"))',
         )
     else:
         depth, resnext = _resnet(arrays, "backbone.body.layer{}.", 1)
