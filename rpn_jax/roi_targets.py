@@ -83,8 +83,8 @@ def roi_targets(
         >>> targets = roi_targets(
         ...     jax.random.key(0), proposals, None, jnp.array([[0.0, 0, 10, 10]]),
         ...     jnp.array([3]), None, positive_fraction=1.0)
-        >>> targets.labels, targets.valid  # the proposal and the object, in any order
-        (Array([ 3,  3, -1], dtype=int32), Array([ True,  True, False], dtype=bool))
+        >>> targets.labels  # a proposal and the object itself, and background
+        Array([ 3,  3, -1], dtype=int32)
     """
     boxes = as_boxes(boxes, "boxes", rank=2)
     gt_boxes = as_boxes(gt_boxes, "gt_boxes", rank=2)
