@@ -92,7 +92,8 @@ class SqueezeNet(nn.Module):
 class DenseGradient(torch.autograd.Function):
     """torchvision's RoIAlign whose gradient is a matmul with dense weights.
 
-    The same sum in another order; torchvision's own loop takes half of a step on CPU.
+    The same sum in another order; torchvision's own loop is the costliest part of a
+    step on CPU.
     """
 
     @staticmethod
