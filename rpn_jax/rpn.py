@@ -49,8 +49,9 @@ class RPNConfig(Checked):
         ratios: heights over widths of the anchors of every level.
         head_channels: channels of `rpn_conv`; None: as many as the feature map.
         head_convs: 3 x 3 convolutions in the head.
-        dtype: "float32" or "bfloat16", what backbone and head compute in. Parameters,
-            geometry, scores and losses are float32 in any case.
+        dtype: what backbone and head compute in. Parameters, geometry, scores and
+            losses are float32 in any case; "float64" is for tests: with
+            `jax_enable_x64` and parameters of that type, scores and losses have it too.
         freeze: what is not trained: beginnings of parameters' paths, such as
             `backbone/res2`.
         convention: every choice on which the peers differ.
@@ -63,7 +64,7 @@ class RPNConfig(Checked):
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     head_channels: int | None = None
     head_convs: int = 1
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     freeze: tuple[str, ...] = ()
     convention: Convention = TORCHVISION
 

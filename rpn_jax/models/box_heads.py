@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import conv2d
+from rpn_jax.models.conv import conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 from rpn_jax.models.resnet import ResidualBlock, ResNet
 
@@ -121,7 +121,7 @@ class BoxPredictor(nn.Module):
         def predict(features: int, deviation: float, name: str) -> jax.Array:
             init = nn.initializers.normal(deviation)
             dense = Dense(features, dtype=self.dtype, kernel_init=init, name=name)
-            return dense(x).astype(jnp.float32)
+            return widen(dense(x))
 
         # As first published: Fast R-CNN, section 2.3.
         scores = predict(self.scores, 0.01, "cls_score")

@@ -11,6 +11,11 @@ from jax.nn.initializers import Initializer
 he_init = nn.initializers.he_uniform()
 
 
+def widen(x: jax.Array) -> jax.Array:
+    """Turn what a network computed into float32; float64 stays."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Conv1x1(nn.Module):
     """1 x 1 convolution of `[..., C]` maps, computed as one matrix product.
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d
+from rpn_jax.models.conv import Conv1x1, conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 
 
@@ -87,7 +87,7 @@ class FPN(nn.Module):
                     name=f"output{level}",
                 )
                 y = self._norm(output(y), f"output{level}_norm")
-            maps.insert(0, y.astype(jnp.float32))
+            maps.insert(0, widen(y))
         for n in range(self.top):
             y = maps[-1]
             if self.top_conv:
@@ -95,7 +95,7 @@ class FPN(nn.Module):
                 y = conv2d(self.channels, stride=2, dtype=self.dtype, name=f"top{n}")(y)
             else:
                 y = y[:, ::2, ::2]
-            maps.append(y.astype(jnp.float32))
+            maps.append(widen(y))
         return tuple(maps)
 
     def _norm(self, x: jax.Array, name: str) -> jax.Array:

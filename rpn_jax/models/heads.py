@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d
+from rpn_jax.models.conv import Conv1x1, conv2d, widen
 
 _init = nn.initializers.normal(0.01)
 
@@ -59,7 +59,7 @@ class RPNHead(nn.Module):
 
         def predict(features: int, name: str) -> jax.Array:
             conv = Conv1x1(features, kernel_init=_init, dtype=self.dtype, name=name)
-            return conv(x).astype(jnp.float32)
+            return widen(conv(x))
 
         scores = predict(self.num_anchors * self.logits_per_anchor, "rpn_cls_score")
         return scores, predict(self.num_anchors * 4, "rpn_bbox_pred")

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d
+from rpn_jax.models.conv import Conv1x1, conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 
 
@@ -90,10 +90,10 @@ class InvertedResidual(nn.Module):
     def excite(self, x: jax.Array) -> jax.Array:
         """Weigh the channels `[B, H, W, C]` by their means: `[B, 1, 1, C]` in 0..1."""
         channels = x.shape[-1]
-        mean = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True)
+        mean = widen(x).mean(axis=(1, 2), keepdims=True)
         narrow = Conv1x1(_multiple_of_8(channels / 4), dtype=self.dtype, name="squeeze")
-        widen = Conv1x1(channels, dtype=self.dtype, name="excite")
-        return nn.hard_sigmoid(widen(nn.relu(narrow(mean))))
+        back = Conv1x1(channels, dtype=self.dtype, name="excite")
+        return nn.hard_sigmoid(back(nn.relu(narrow(mean))))
 
 
 class MobileNetV3(nn.Module):
@@ -139,7 +139,7 @@ class MobileNetV3(nn.Module):
         x = Conv1x1(960, use_bias=False, dtype=self.dtype, name="last")(x)
         norm = FrozenBatchNorm(self.epsilon, dtype=self.dtype, name="last_norm")
         maps.append(nn.hard_swish(norm(x)))
-        return tuple(m.astype(jnp.float32) for m in maps)
+        return tuple(widen(m) for m in maps)
 
 
 def _multiple_of_8(channels: float) -> int:

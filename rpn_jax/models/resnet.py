@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3
+from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 
 DEPTHS = {
@@ -140,7 +140,7 @@ class ResNet(nn.Module):
             stage = f"res{number}"
             for n, options in enumerate(self.blocks(number)):
                 x = block(**options, dtype=self.dtype, name=f"{stage}_{n}")(x)
-            maps[stage] = x.astype(jnp.float32)
+            maps[stage] = widen(x)
             if stage == self.stages[-1]:
                 break
         return tuple(maps[stage] for stage in self.stages)

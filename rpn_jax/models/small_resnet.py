@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d
+from rpn_jax.models.conv import Conv1x1, conv2d, widen
 
 
 class Block(nn.Module):
@@ -103,5 +103,5 @@ class SmallResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"stage{stage + 1}_block{n + 1}",
                 )(x)
-            maps[available[stage]] = x.astype(jnp.float32)
+            maps[available[stage]] = widen(x)
         return tuple(maps[stride] for stride in self.strides)

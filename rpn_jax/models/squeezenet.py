@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3
+from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3, widen
 
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256))
 FIRES += ((64, 256),)
@@ -70,7 +70,7 @@ class SqueezeNet(nn.Module):
             x = Fire(squeeze, expand, dtype=self.dtype, name=f"fire{number}")(x)
             if number in (3, 5):
                 x = _pool(x, same)
-        return (x.astype(jnp.float32),)
+        return (widen(x),)
 
 
 def _pool(x: jax.Array, same: bool) -> jax.Array:

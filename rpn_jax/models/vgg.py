@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import conv2d
+from rpn_jax.models.conv import conv2d, widen
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """(channels, convolutions) of conv1 to conv5; a 2 x 2 max pool lies between them."""
@@ -45,7 +45,7 @@ class VGG16(nn.Module):
             if number > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             x = stage(features, count, dtype=self.dtype, name=f"conv{number}")(x)
-        return (x.astype(jnp.float32),)
+        return (widen(x),)
 
 
 class _Stage(nn.Module):

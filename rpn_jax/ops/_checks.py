@@ -9,12 +9,17 @@ ImageSize = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 def as_float(x: ArrayLike, name: str) -> jax.Array:
     """Turn real numbers of any precision into float32."""
+    return as_real(x, name).astype(jnp.float32)
+
+
+def as_real(x: ArrayLike, name: str) -> jax.Array:
+    """Turn real numbers into float32, but keep float64, which only x64 has."""
     x = jnp.asarray(x)
     if not (
         jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
     ):
         raise ValueError(f"{name} must hold real numbers, got dtype {x.dtype}")
-    return x.astype(jnp.float32)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def as_boxes(x: ArrayLike, name: str, *, rank: int | None = None) -> jax.Array:

@@ -1,6 +1,7 @@
 """Losses of the proposal network: objectness, box regression, and their normalisers.
 
-Shape legend: `B` images, `A` anchors. Everything is float32.
+Shape legend: `B` images, `A` anchors. Everything is float32, or
+float64 where the network's outputs are, which needs `jax_enable_x64`.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from rpn_jax.ops._checks import as_boxes, as_float, check_option, check_shape
+from rpn_jax.ops._checks import as_boxes, as_real, check_option, check_shape
 from rpn_jax.ops.boxes import (
     Corners,
     _aspect_term,
@@ -53,7 +54,7 @@ def sigmoid_objectness_loss(
         >>> sigmoid_objectness_loss(jnp.array([0.0]), jnp.array([1]))
         Array([0.6931472], dtype=float32)
     """
-    logits, labels = as_float(logits, "logits"), jnp.asarray(labels)
+    logits, labels = as_real(logits, "logits"), jnp.asarray(labels)
     check_shape(labels, logits.shape, "labels")
     signed = jnp.where(labels == 1, logits, -logits)
     return jax.nn.softplus(-signed)
@@ -83,7 +84,7 @@ def foreground_logit(logits: ArrayLike) -> jax.Array:
 
     softmax(bg, fg)_fg = sigmoid(fg - bg): one form serves both heads.
     """
-    logits = as_float(logits, "logits")
+    logits = as_real(logits, "logits")
     if logits.ndim == 0 or logits.shape[-1] != 2:
         raise ValueError(f"logits must be [..., 2], got shape {logits.shape}")
     return logits[..., 1] - logits[..., 0]
@@ -114,8 +115,8 @@ def smooth_l1_loss(
     """
     if beta < 0:
         raise ValueError(f"beta must not be negative, got {beta}")
-    predictions = as_float(predictions, "predictions")
-    targets = check_shape(as_float(targets, "targets"), predictions.shape, "targets")
+    predictions = as_real(predictions, "predictions")
+    targets = check_shape(as_real(targets, "targets"), predictions.shape, "targets")
     size = jnp.abs(predictions - targets)
     if beta == 0:
         # The slope of |x| at 0 is 1 in JAX; at the target it has to be 0.
@@ -267,7 +268,7 @@ def rpn_losses(
         (1.0, 0.5)
     """
     check_option(normalizer, NORMALIZERS, "normalizer")
-    objectness, box = as_float(objectness, "objectness"), as_float(box, "box")
+    objectness, box = as_real(objectness, "objectness"), as_real(box, "box")
     labels, sampled = jnp.asarray(labels), jnp.asarray(sampled)
     for name, x in {"box": box, "labels": labels, "sampled": sampled}.items():
         check_shape(x, objectness.shape, name)

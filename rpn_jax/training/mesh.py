@@ -1,9 +1,13 @@
-"""Devices as one axis, `data`: batches are split over it, the state is whole."""
+"""Devices as one axis, `data`: batches are split over it, the state is if asked to."""
 
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+SMALLEST_SPLIT = 2**12
+"""Elements below which splitting an array saves nothing worth a message."""
 
 
 def data_mesh(devices: int | None = None) -> Mesh:
@@ -24,12 +28,37 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def state_shardings(mesh: Mesh, state: Any, *, fsdp: bool) -> Any:
+    """Say how each array of a training state lies on the mesh.
+
+    Args:
+        mesh: from `data_mesh`.
+        state: a tree of arrays or of their shapes.
+        fsdp: split each large array along its longest axis that the number of devices
+            divides (of equals the last), so that a device holds its share of the
+            parameters, the optimizer's state and the average; else all of them.
+
+    Returns:
+        A tree of shardings like `state`.
+    """
+
+    def one(x) -> NamedSharding:
+        axes = [i for i, n in enumerate(x.shape) if n % mesh.size == 0]
+        if not fsdp or not axes or np.prod(x.shape) < SMALLEST_SPLIT:
+            return replicated(mesh)
+        longest = max(axes, key=lambda i: (x.shape[i], i))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "data"))
+
+    return jax.tree.map(one, state)
+
+
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """Place this process's part of a batch, split by its first axis.
 
     Args:
         mesh: from `data_mesh`.
-        batch: a tree of NumPy arrays `[B, ...]`, `B` a multiple of the devices here.
+        batch: a tree of NumPy arrays `[B, ...]`, `B` a multiple of this process's
+            devices; as many in every process.
 
     Returns:
         The tree as global arrays, sharded over `data`.
@@ -38,3 +67,8 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(split, x), batch
     )
+
+
+def gather(mesh: Mesh, tree: Any) -> Any:
+    """Make every array whole on every device; each process has to call this."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
