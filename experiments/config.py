@@ -1,14 +1,16 @@
 """The fields of a run, and how the command line sets them."""
 
+import contextlib
 import dataclasses
+import errno
 import importlib
 import json
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -19,7 +21,9 @@ from rpn_jax.data.records import OnBad
 from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.predict import Model, load_model
 from rpn_jax.rpn import RPNConfig
+from rpn_jax.training.checkpoint import CheckpointError
 from rpn_jax.training.config import config_to_json
+from rpn_jax.training.hosts import HostsConfig, join_hosts, leave_at_once, one_voice
 from rpn_jax.training.optimizer import OptimizerConfig
 
 
@@ -98,6 +102,7 @@ class TrainConfig:
     Attributes:
         steps: updates in all.
         batch: images an update, over all devices.
+        accumulate: parts that a batch is taken in, one after the other; saves memory.
         seed: decides initial weights, order of the data, augmentation and sampling.
         lr: highest learning rate.
         weights: file of weights to start from: of the trunk, or of the whole network.
@@ -105,6 +110,8 @@ class TrainConfig:
         data: where images and boxes come from.
         model: the network.
         optimizer: how parameters follow their gradients.
+        fsdp: split parameters and the optimizer's state over the devices too.
+        hosts: how several processes find each other.
         eval: how recall is measured.
         save_every: steps from one checkpoint to the next.
         log_every: steps from one progress line to the next.
@@ -113,6 +120,7 @@ class TrainConfig:
 
     steps: int = 600
     batch: int = 8
+    accumulate: int = 1
     seed: int = 0
     lr: float = 0.01
     weights: Path | None = None
@@ -120,6 +128,8 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     model: RPNConfig | FasterRCNNConfig = RPNConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    fsdp: bool = False
+    hosts: HostsConfig = HostsConfig()
     eval: EvalConfig = EvalConfig()
     save_every: int = 200
     log_every: int = 20
@@ -185,8 +195,8 @@ def data_root(config: DataConfig) -> Path:
 def same_run(workdir: Path, config: TrainConfig) -> None:
     """Refuse to resume a run of another configuration; write the configuration.
 
-    Steps, evaluation and logging may change from start to start. Until there is a
-    checkpoint all may, for nothing is resumed.
+    Steps, evaluation, logging, devices and processes may change from start to start.
+    Until there is a checkpoint all may, for nothing is resumed.
 
     Raises:
         UsageError: `workdir` holds a run whose configuration differs.
@@ -195,36 +205,46 @@ def same_run(workdir: Path, config: TrainConfig) -> None:
     resumes = any(p.name.isdecimal() for p in (workdir / "checkpoints").glob("*"))
     if resumes and file.exists():
         then = json.loads(file.read_text())
-        keys = ("batch", "seed", "lr", "weights", "data", "model", "optimizer")
-        # The same data may lie elsewhere by now, and be read in another way.
-        then["data"] |= {k: now["data"][k] for k in ("root", "threads", "on_bad")}
-        differ = [key for key in keys if then.get(key) != now[key]]
+        keys = ("batch", "accumulate", "seed", "lr", "weights", "model", "optimizer")
+        differ = [
+            change
+            for key in (*keys, "data")
+            for change in _changes(key, then.get(key, now[key]), now[key])
+            if change.split(":")[0] not in MAY_CHANGE
+        ]
         if differ:
             raise UsageError(
-                f"{workdir} holds a run with another {', '.join(differ)}; name another "
-                f"--workdir, or give the options that are in {file}"
+                f"{workdir} holds a run with another configuration, which cannot go on "
+                f"with this one: {'; '.join(differ)}. Name another --workdir, or give "
+                f"the options that are in {file}"
             )
         if then["steps"] != config.steps and config.optimizer.schedule != "constant":
             print(
                 f"--steps is {config.steps}, was {then['steps']}: the learning rate "
                 "follows the new length from here on"
             )
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(now, indent=2) + "\n")
-    os.replace(part, file)
+    if jax.process_index() == 0:
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(now, indent=2) + "\n")
+        os.replace(part, file)
 
 
-def refuse_many_processes() -> None:
-    """Refuse to run on several hosts.
+# The same data may lie elsewhere by now, and be read in another way.
+MAY_CHANGE = {f"data.{name}" for name in ("root", "threads", "workers", "on_bad")}
 
-    Raises:
-        UsageError: this is one process of several.
-    """
-    if jax.process_count() > 1:
-        raise UsageError(
-            f"{jax.process_count()} processes were started, and training and "
-            "evaluation run in one so far; start one, it takes all devices of its host"
-        )
+
+def _changes(name: str, then: Any, now: Any) -> list[str]:
+    """List the fields that differ, as "model.sizes: was 1, is 2"."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = {**now, **then}
+        return [
+            change
+            for key in keys
+            for change in _changes(
+                f"{name}.{key}", then.get(key, now.get(key)), now.get(key)
+            )
+        ]
+    return [] if then == now else [f"{name}: was {then}, is {now}"]
 
 
 def open_model(path: Path) -> Model:
@@ -251,6 +271,32 @@ def exit_with(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a script's `main`; what the user can mend is one sentence, exit code 2."""
     try:
         sys.exit(main(sys.argv[1:]))
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    if jax.process_count() > 1:
+        leave_at_once(code)
+    sys.exit(code)
+
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@contextlib.contextmanager
+def as_one_of(hosts: HostsConfig) -> Iterator[None]:
+    """Join the other processes of the run, if there are any; only one prints.
+
+    Raises:
+        UsageError: they are not named properly, or not found.
+    """
+    try:
+        join_hosts(hosts)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"--hosts: {error}") from error
+    with one_voice():
+        yield

@@ -92,8 +92,13 @@ class First:
         return self._source[range(len(self))[index]]
 
 
-def train_batches(source: Source, config: DataConfig, *, batch: int, seed: int) -> Any:
-    """Return an endless iterator of training batches, `batch` over all processes."""
+def train_batches(
+    source: Source, config: DataConfig, *, batch: int, seed: int, start: int = 0
+) -> Any:
+    """Return an endless iterator of training batches from number `start` on.
+
+    A batch has `batch` images over all processes, of which this one gets its part.
+    """
     return make_dataset(
         source,
         batch=batch // jax.process_count(),
@@ -107,19 +112,24 @@ def train_batches(source: Source, config: DataConfig, *, batch: int, seed: int) 
         on_bad=config.on_bad,
         threads=config.threads,
         workers=config.workers,
+        start=start,
     )
 
 
 def eval_batches(source: Source, config: DataConfig, *, batch: int) -> Any:
-    """Return an iterator over every record once, the last batch filled up."""
+    """Return an iterator over every record once, the last batch filled up.
+
+    A batch has `batch` images over all processes, of which this one gets its part.
+    """
     return make_dataset(
         source,
-        batch=batch,
+        batch=batch // jax.process_count(),
         buckets=config.padded_sizes,
         max_boxes=config.max_boxes,
         resize=config.resize,
         on_bad=config.on_bad,
         threads=config.threads,
+        shard=(jax.process_index(), jax.process_count()),
         train=False,
     )
 

@@ -25,10 +25,10 @@ from experiments.config import (
     DataConfig,
     EvalConfig,
     UsageError,
+    as_one_of,
     classes_of,
     exit_with,
     open_model,
-    refuse_many_processes,
     use_compilation_cache,
 )
 from experiments.data import Objects, eval_batches, load_objects, open_source
@@ -52,7 +52,8 @@ from rpn_jax.evaluation import (
 from rpn_jax.faster_rcnn import FasterRCNN, make_network
 from rpn_jax.rpn import RPN
 from rpn_jax.training.config import config_from_json
-from rpn_jax.training.mesh import data_mesh, put_batch, replicated
+from rpn_jax.training.hosts import HostsConfig
+from rpn_jax.training.mesh import data_mesh, gather, put_batch, replicated
 
 
 class Example(NamedTuple):
@@ -110,7 +111,7 @@ class Evaluator:
         config: EvalConfig,
         mesh: jax.sharding.Mesh,
     ):
-        self._source, self._data, self._mesh = source, data, mesh
+        self._source, self._data, self.mesh = source, data, mesh
         self._batch = -(-config.batch // mesh.size) * mesh.size
         self._examples = config.examples
         self._objects, self._row = load_objects(source)
@@ -127,28 +128,31 @@ class Evaluator:
                 found, detections = model.propose(*images, **find), None
             boxes = found.boxes / to_original
             counts = jax.vmap(matched_recall)(boxes, found.valid, *objects.agnostic)
-            return totals.add(counts), (boxes, found.valid), detections
+            totals = totals.add(counts)
+            return totals, (boxes, found.valid), detections, batch.image_ids, objects
 
         self._count = jax.jit(count, out_shardings=replicated(mesh))
         self._precision = Precision(source.classes)
 
     def __call__(self, params: Any) -> Evaluation:
         """Propose, and detect, on every image and measure."""
-        totals, first, kept = RecallTotals.zeros(), {}, 0
+        totals, first, kept = jax.device_get(RecallTotals.zeros()), {}, 0
+        params = gather(self.mesh, params)
         unread = set(range(len(self._source)))
         batches = eval_batches(self._source, self._data, batch=self._batch)
         self._precision.clear()
-        with jax.set_mesh(self._mesh):  # each device proposes for its own images
+        with jax.set_mesh(self.mesh):  # each device proposes for its own images
             for batch in batches:
-                ids = np.asarray(batch.image_ids)
+                rows = [self._row[int(i)] for i in batch.image_ids]
+                objects = Objects(*(x[rows] for x in self._objects))
+                placed = put_batch(self.mesh, (batch, objects))
+                # What comes back is that of the whole batch, on every process.
+                totals, found, *rest = self._count(params, *placed, totals)
+                detections, ids, objects = jax.device_get(rest)
                 rows = [self._row[int(i)] for i in ids]
                 unread.difference_update(rows)
-                objects = Objects(*(x[rows] for x in self._objects))
-                placed = put_batch(self._mesh, (batch, objects))
-                totals, found, detections = self._count(params, *placed, totals)
                 kept = found[1].shape[1]
                 if detections is not None:
-                    detections = Detections(*jax.device_get(detections))
                     detections = detections._replace(
                         valid=detections.valid & (ids >= 0)[:, None]
                     )
@@ -158,6 +162,7 @@ class Evaluator:
                     shown = zip(*jax.device_get(tuple(shown)), strict=True)
                     first |= dict(zip(rows, shown, strict=True))
         batches.close()
+        totals = jax.device_get(totals)
         if unread:
             totals = self._add_missed(totals, sorted(unread))
         result = totals.summarize()
@@ -302,7 +307,18 @@ def write_results(folder: Path, result: Evaluation) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class HostsOption:
+    """What has to be known before anything else is done.
+
+    Attributes:
+        hosts: how several processes find each other.
+    """
+
+    hosts: HostsConfig = HostsConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(HostsOption):
     """What to measure on, and where to write.
 
     Attributes:
@@ -326,27 +342,33 @@ def main(argv: Sequence[str]) -> int:
         tyro.cli(Options, args=["--help"], prog=prog, description=__doc__)
     if name.startswith("-"):
         raise UsageError(f"a model is wanted before the options: {prog}")
-    refuse_many_processes()
-    path = Path(name)
+    hosts, rest = tyro.cli(HostsOption, args=rest, return_unknown_args=True)
+    use_compilation_cache()
+    with as_one_of(hosts.hosts):
+        return measure(Path(name), rest, prog)
+
+
+def measure(path: Path, argv: Sequence[str], prog: str) -> int:
+    """Measure the model at `path` as the options say; return the exit code."""
     model = open_model(path)
     defaults = Options(
         data=config_from_json(DataConfig, model.data or {}),
         out=path if path.is_dir() else path.parent,
     )
-    options = tyro.cli(Options, default=defaults, args=rest, prog=prog)
+    options = tyro.cli(Options, default=defaults, args=argv, prog=prog)
     source = open_source(options.data, "val", classes=classes_of(model.config))
-    use_compilation_cache()
     network = make_network(model.config)
     evaluate = Evaluator(network, source, options.data, options.eval, data_mesh())
     result = evaluate(model.params)
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_results(options.out, result)
-    print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
-    print(f"{len(source)} images\n{table(result)}")
-    if options.funnel:
-        batch = options.eval.batch
-        found = follow(network, model.params, source, options.data, batch)
-        report(options.out, found, source)
+    if jax.process_index() == 0:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_results(options.out, result)
+        print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
+        print(f"{len(source)} images\n{table(result)}")
+        if options.funnel:
+            batch = options.eval.batch
+            found = follow(network, model.params, source, options.data, batch)
+            report(options.out, found, source)
     return 0
 
 

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     use_compilation_cache()
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, workdir=Path(folder))
-        mesh, state, train_step, data, _ = setup(config)
+        mesh, state, train_step, batches, _ = setup(config)
+        data = batches(0)
         batch = put_batch(mesh, next(data))
         state, _ = train_step(state, batch)  # compiles
 

@@ -6,12 +6,12 @@ CONFIG names a file of `experiments/configs`; `--help` lists them and every fiel
 work folder gets `config.json`, `metrics.jsonl`, `checkpoints/` (the last and the best),
 `weights.npz` (the best, for `experiments.propose` and `rpn_jax.predict`),
 `results.json` and `proposals.png`. Started again, a run goes on from its last
-checkpoint to the same end.
+checkpoint to the same end. Asked to stop by SIGTERM or Ctrl-C it saves first, and exits
+with 143 or 130. On several hosts start the same command on each; see --hosts.
 """
 
 import dataclasses
 import json
-import signal
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ import jax
 from experiments.config import (
     TrainConfig,
     UsageError,
+    as_one_of,
     classes_of,
     exit_with,
     parse_config,
-    refuse_many_processes,
     same_run,
     use_compilation_cache,
 )
@@ -34,7 +34,8 @@ from rpn_jax.faster_rcnn import make_network
 from rpn_jax.pretrained import load, overlay, save_params_npz
 from rpn_jax.training.checkpoint import Checkpoints
 from rpn_jax.training.config import config_to_json
-from rpn_jax.training.mesh import data_mesh, put_batch, replicated
+from rpn_jax.training.hosts import Stop
+from rpn_jax.training.mesh import data_mesh, gather, put_batch, state_shardings
 from rpn_jax.training.metrics import MetricsWriter, NonFiniteError
 from rpn_jax.training.optimizer import learning_rate, make_optimizer
 from rpn_jax.training.state import TrainState, create_state, inference_params
@@ -48,67 +49,78 @@ def main(argv: Sequence[str]) -> int:
     """Train as the command line says; return the exit code."""
     config = parse_config(argv)
     use_compilation_cache()
-    try:
-        train(config)
-    except NonFiniteError as error:
-        print(
-            f"error: stopped, {error}; the last good checkpoint is kept. A lower --lr "
-            "or a longer --optimizer.warmup may help, in another --workdir"
-        )
-        return 1
-    return 0
+    with as_one_of(config.hosts):
+        try:
+            return train(config)
+        except NonFiniteError as error:
+            print(
+                f"error: stopped, {error}; the last good checkpoint is kept. A lower "
+                "--lr or a longer --optimizer.warmup may help, in another --workdir"
+            )
+            return 1
 
 
-def train(config: TrainConfig) -> None:
-    """Run `config`, or the rest of it.
+def train(config: TrainConfig) -> int:
+    """Run `config`, or the rest of it; return the exit code.
 
     Raises:
         UsageError: what the configuration names is not there or does not fit.
+        CheckpointError: a checkpoint cannot be written, or none can be read.
         NonFiniteError: a loss is NaN or infinite.
     """
-    mesh, state, train_step, data, evaluate = setup(config)
+    mesh, state, train_step, batches, evaluate = setup(config)
     workdir = config.workdir
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.last is not None:
-            state, position = checkpoints.restore(state)
-            data.set_state(position)
-            print(f"resumed from step {checkpoints.last}")
+            state = checkpoints.restore(state)
+            print(f"resumed from step {int(state.step)}")
+        start, result = int(state.step), None
         writer = MetricsWriter(
-            workdir / "metrics.jsonl",
-            start=int(state.step),
+            workdir / "metrics.jsonl" if jax.process_index() == 0 else None,
+            start=start,
             steps=config.steps,
             batch=config.batch,
             log_every=config.log_every,
             tensorboard=workdir / "tensorboard" if config.tensorboard else None,
         )
-        result = None
-        with writer, closing(data), Terminated() as terminated:
-            for step in range(int(state.step) + 1, config.steps + 1):
+        with writer, closing(batches(start)) as data, Stop() as stop:
+            for step in range(start + 1, config.steps + 1):
                 state, metrics = train_step(state, put_batch(mesh, next(data)))
                 writer.step(step, metrics)
 
                 last, every = step == config.steps, config.eval.every
                 measure = last or (every > 0 and step % every == 0)
+                stops = stop.at(step) and not last
                 if measure:
                     result = evaluate(inference_params(state))
-                if measure or terminated or step % config.save_every == 0:
+                if measure or stops or step % config.save_every == 0:
                     figures = result.figures if measure and result else None
                     # Raises where a loss is not finite, before anything is saved.
                     writer.flush(figures)
-                    checkpoints.save(state, data.get_state(), figures)
-                if terminated and not last:
+                    checkpoints.save(state, figures)
+                if stops:
+                    checkpoints.wait()
                     print(f"stopped at step {step}; the same command goes on from here")
-                    return
+                    return stop.code
         finish(config, state, checkpoints, evaluate, result)
+    return 0
 
 
 class Setup(NamedTuple):
-    """What a run is made of; `state` is that of step 0."""
+    """What a run is made of.
+
+    Attributes:
+        mesh: devices of all processes.
+        state: that of step 0.
+        train_step: compiled at its first call, for each padded size.
+        batches: `batches(n)` iterates from batch number n on, counted from 0.
+        evaluate: measures weights.
+    """
 
     mesh: jax.sharding.Mesh
     state: TrainState
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    data: Any
+    batches: Callable[[int], Any]
     evaluate: Evaluator
 
 
@@ -118,16 +130,17 @@ def setup(config: TrainConfig) -> Setup:
     Raises:
         UsageError: what the configuration names is not there or does not fit.
     """
-    refuse_many_processes()
     classes = classes_of(config.model)
     source, val_source = (
         open_source(config.data, split, classes=classes) for split in ("train", "val")
     )
     weights = load_weights(config)
     mesh = data_mesh()
-    if config.batch % mesh.size:
+    if config.batch % (mesh.size * config.accumulate):
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         raise UsageError(
-            f"--batch {config.batch} cannot be split evenly over {mesh.size} devices"
+            f"--batch {config.batch} cannot be split evenly over {mesh.size} "
+            f"devices{parts}"
         )
     config.workdir.mkdir(parents=True, exist_ok=True)
     same_run(config.workdir, config)
@@ -136,6 +149,9 @@ def setup(config: TrainConfig) -> Setup:
         f"{len(source)} images to train on, {len(val_source)} to evaluate on, "
         f"padded to {sizes}"
     )
+    if mesh.size > 1:
+        processes = jax.process_count()
+        print(f"{mesh.size} devices in {processes} process{'es' * (processes > 1)}")
     if not weights:
         print("the trunk starts from random weights; --weights FILE gives it others")
 
@@ -154,14 +170,27 @@ def setup(config: TrainConfig) -> Setup:
         params = overlay(params, weights)
         return create_state(params, optimizer, ema=config.optimizer.ema > 0)
 
-    state = jax.jit(init, out_shardings=replicated(mesh))(init_key, weights)
-    ema = config.optimizer.ema
+    shapes = jax.eval_shape(init, init_key, weights)
+    shardings = state_shardings(mesh, shapes, fsdp=config.fsdp)
+    state = jax.jit(init, out_shardings=shardings)(init_key, weights)
     train_step = make_train_step(
-        model.loss, optimizer, key=step_key, mesh=mesh, rate=rate, ema=ema
+        model.loss,
+        optimizer,
+        key=step_key,
+        mesh=mesh,
+        shardings=shardings if config.fsdp else None,
+        rate=rate,
+        ema=config.optimizer.ema,
+        accumulate=config.accumulate,
     )
-    data = train_batches(source, config.data, batch=config.batch, seed=config.seed)
+
+    def batches(start: int) -> Any:
+        return train_batches(
+            source, config.data, batch=config.batch, seed=config.seed, start=start
+        )
+
     evaluate = Evaluator(model, val_source, config.data, config.eval, mesh)
-    return Setup(mesh, state, train_step, data, evaluate)
+    return Setup(mesh, state, train_step, batches, evaluate)
 
 
 def finish(
@@ -188,7 +217,9 @@ def finish(
         print(f"the best checkpoint is that of step {best}")
     if result is None:
         result = evaluate(params)
-    workdir = config.workdir
+    params, workdir = gather(evaluate.mesh, params), config.workdir
+    if jax.process_index() > 0:
+        return
     # Where the data lay is no business of those who get the file.
     metadata = {
         "model": config_to_json(config.model),
@@ -237,32 +268,6 @@ def load_weights(config: TrainConfig) -> dict[str, Any]:
         return params
     print(f"weights: {loaded.report}")
     return loaded.params
-
-
-class Terminated:
-    """Is true once the process was asked to stop, by SIGTERM or the first Ctrl-C."""
-
-    def __enter__(self):
-        """Catch the signals."""
-        self._asked = False
-        self._before = {
-            number: signal.signal(number, self._ask)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_):
-        """Leave the signals to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __bool__(self):
-        return self._asked
-
-    def _ask(self, number: int, _):
-        self._asked = True
-        if number == signal.SIGINT:  # a second one interrupts at once
-            signal.signal(number, signal.default_int_handler)
 
 
 if __name__ == "__main__":

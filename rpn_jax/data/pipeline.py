@@ -42,6 +42,7 @@ def make_dataset(
     workers: int = 0,
     threads: int = 4,
     prefetch: int = 4,
+    start: int = 0,
 ) -> Any:
     """Return a Grain iterator of `Batch`es of NumPy arrays.
 
@@ -55,8 +56,7 @@ def make_dataset(
     there are several), not flipped nor jittered; the last batch is filled up with empty
     images of id -1.
 
-    The iterator has `get_state()`, `set_state(state)` and `close()`; a state belongs to
-    the worker count that it was taken with. Programs that use `workers` need
+    The iterator is Grain's; `close()` it. Programs that use `workers` need
     `if __name__ == "__main__":`, for workers are spawned.
 
     Args:
@@ -79,6 +79,8 @@ def make_dataset(
         workers: Worker processes; 0 reads in threads of this process.
         threads: Reader threads, of each worker if there are any.
         prefetch: Batches read ahead, by each worker if there are any.
+        start: Batches to leave out at the beginning. Resuming from batch n so does not
+            depend on the number of workers or processes that read those before.
 
     Raises:
         DataError: The source is empty, or an image fits into no bucket.
@@ -103,7 +105,7 @@ def make_dataset(
         on_bad=on_bad,
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+    dataset = grain.MapDataset.source(batches)[start:].to_iter_dataset(options)
     if workers:
         _let_workers_start()
         dataset = dataset.mp_prefetch(

@@ -1,22 +1,37 @@
 """Checkpoints of a run; all that the project knows of Orbax lies here.
 
-A checkpoint holds `params`, `ema` and `optimizer`, each readable alone, and says where
-the input stood. It appears under its step only when it is whole, so that a run killed
-while saving resumes from the one before.
+A checkpoint holds `params`, `ema` and `optimizer`, each readable alone. It appears
+under its step only when it is whole, so that a run killed while saving resumes from the
+one before. Where the input stood follows from the step: batch n belongs to step n.
 """
 
+import contextlib
+import gc
 import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from rpn_jax.training.state import TrainState
 
 
+class CheckpointError(OSError):
+    """A checkpoint cannot be written or read; the message says which and why."""
+
+
 class Checkpoints:
-    """Keeps a run's last and best checkpoints in one folder.
+    """Keeps a run's last two and its best checkpoints in one folder.
+
+    Two, so that there is one to go on from if the last is damaged. Where a run has
+    several processes, each makes its own object and calls the same methods, and the
+    folder is one that all of them see.
 
     Args:
         folder: made if absent.
@@ -27,24 +42,28 @@ class Checkpoints:
     def __init__(
         self, folder: str | Path, *, metric: str = "AR@100", read_only: bool = False
     ):
-        # Orbax reports each file that it writes; the run has its own progress line.
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        # Orbax reports each file that it writes, and what fails three times over.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._folder, self._metric = Path(folder).absolute(), metric
+        self._read_only = read_only
+        self._open()
+
+    def _open(self) -> None:
         keep = ocp.training.preservation_policies
-        self._metric = metric
         self._orbax = ocp.training.Checkpointer(
-            str(Path(folder).absolute()),
+            str(self._folder),
             # Orbax's annotations of the policy and of json values are too narrow.
             preservation_policy=keep.AnyPreservationPolicy(  # type: ignore
                 [
-                    keep.LatestN(1),
+                    keep.LatestN(2),
                     keep.BestN(
-                        get_metric_fn=lambda metrics: metrics[metric],
+                        get_metric_fn=lambda metrics: metrics[self._metric],
                         n=1,
                         keep_checkpoints_without_metrics=False,
                     ),
                 ]
             ),
-            cleanup_tmp_directories=not read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
 
     @property
@@ -66,53 +85,83 @@ class Checkpoints:
         ]
         return max(scored)[1] if scored else None
 
-    def save(
-        self, state: TrainState, data: Any, metrics: dict[str, float] | None = None
-    ) -> None:
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Save in the background, under the number of completed updates.
 
         Args:
             state: the run's state; it may be donated as soon as this returns.
-            data: where the input stands, as JSON-able values.
             metrics: figures measured at this step.
+
+        Raises:
+            CheckpointError: this or the checkpoint before could not be written.
         """
         items = {"params": state.params, "optimizer": state.opt_state}
         if state.ema is not None:
             items["ema"] = state.ema
-        self._orbax.save_checkpointables_async(
-            int(state.step),
-            items,
-            force=True,
-            metrics=metrics,  # type: ignore
-            custom_metadata={"data": data},
-        )
+        with self._writing():
+            self._orbax.save_checkpointables_async(
+                int(state.step),
+                items,
+                force=True,
+                metrics=metrics,  # type: ignore
+            )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Any]:
-        """Load the newest checkpoint onto the devices that `like` lies on.
+    def restore(self, like: TrainState) -> TrainState:
+        """Load the newest checkpoint that is whole onto the devices of `like`.
+
+        Newer ones that are damaged are named on the way and put into a folder beside,
+        `<folder>_damaged`, for the run will write them again.
 
         Args:
             like: a state of the same run, arrays or their shapes with shardings; the
-                number of devices may differ from that of the saving run.
+                number of devices, and how the state is split over them, may differ
+                from that of the saving run.
 
-        Returns:
-            The state, and where the input stood.
+        Raises:
+            CheckpointError: there is none, or none is whole.
         """
         abstract = jax.tree.map(_abstract, like)
         items = {"params": abstract.params, "optimizer": abstract.opt_state}
         if like.ema is not None:
             items["ema"] = abstract.ema
-        step = self.last
-        if step is None:
-            raise ValueError("there is no checkpoint to restore")
-        loaded = self._orbax.load_checkpointables(step, items)
-        state = TrainState(
-            jax.device_put(jax.numpy.int32(step), like.step.sharding),
-            loaded["params"],
-            loaded["optimizer"],
-            loaded.get("ema"),
+        damaged = []
+        for step in sorted((c.step for c in self._orbax.checkpoints), reverse=True):
+            loaded = self._try_to_load(step, items)
+            if loaded is None:
+                damaged.append(step)
+                continue
+            self._put_aside(damaged)
+            return TrainState(
+                jax.device_put(jax.numpy.int32(step), like.step.sharding),
+                loaded["params"],
+                loaded["optimizer"],
+                loaded.get("ema"),
+            )
+        raise CheckpointError(
+            f"{self._folder} holds no checkpoint that is whole; remove it to start the "
+            "run anew"
         )
-        found = self._orbax.checkpointables_metadata(step).custom_metadata
-        return state, found["data"]  # type: ignore
+
+    def _try_to_load(self, step: int, items: dict[str, Any]) -> dict[str, Any] | None:
+        with _quiet():
+            try:
+                return self._orbax.load_checkpointables(step, items)
+            except Exception as error:  # of many kinds, from the file system to zstd
+                print(f"{self._folder / str(step)} is damaged: {_reason(error)}")
+        return None
+
+    def _put_aside(self, steps: list[int]) -> None:
+        if not steps:
+            return
+        self._orbax.close()
+        if jax.process_index() == 0:
+            aside = self._folder.with_name(f"{self._folder.name}_damaged")
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                name = f"{step}-{time.time_ns()}"
+                os.replace(self._folder / str(step), aside / name)
+        multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        self._open()
 
     def restore_params(self, like: Any, *, step: int, ema: bool = False) -> Any:
         """Load the variables to infer with from the checkpoint of `step`.
@@ -133,12 +182,32 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Wait for what is still being written."""
-        self._orbax.wait()
+        """Wait for what is still being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        with self._writing():
+            self._orbax.wait()
 
     def close(self) -> None:
-        """Wait for what is still being written and close."""
-        self._orbax.close()
+        """Wait for what is still being written and close; errors as of `wait`."""
+        with self._writing():
+            self._orbax.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what Orbax raises, of many kinds, into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            whole = [p.name for p in self._folder.glob("*") if p.name.isdecimal()]
+            newest = max(whole, key=int, default=None)
+            last = f"that of step {newest} is" if newest else "none yet is"
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._folder}; {last} whole: "
+                f"{_reason(error)}"
+            ) from error
 
     def __enter__(self):
         return self
@@ -152,3 +221,25 @@ def _abstract(x):
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _reason(error: BaseException) -> str:
+    """Find what went wrong first, in the words of the file system or of tensorstore."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    # Behind the bracket tensorstore goes on with all its settings.
+    text = str(error).split(" [tensorstore_spec")[0]
+    return f"{type(error).__name__}: {text}".splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Orbax's unfinished tasks say when a load fails."""
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        yield
+        gc.collect()  # they speak when they are collected
+        logger.setLevel(level)

@@ -23,7 +23,8 @@ class MetricsWriter:
 
     Args:
         file: JSON lines, an object a line with `step`. Lines after step `start` are
-            removed: the run will write them again.
+            removed: the run will write them again. None writes nothing, to TensorBoard
+            neither: of several processes one does.
         start: completed updates at the start of this run.
         steps: updates at its end, for the ETA.
         batch: images a step, for images per second.
@@ -33,7 +34,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        file: str | Path,
+        file: str | Path | None,
         *,
         start: int,
         steps: int,
@@ -41,14 +42,16 @@ class MetricsWriter:
         log_every: int = 20,
         tensorboard: str | Path | None = None,
     ):
-        truncate(file, start)
-        self._file = open(file, "a", encoding="utf-8")
+        if file is not None:
+            truncate(file, start)
+        # Nothing is written to nowhere, and the loss is looked at all the same.
+        self._file = open(file or os.devnull, "a", encoding="utf-8")
         self._steps, self._batch, self._log_every = steps, batch, log_every
         self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
         self._clock = self._shown_at = time.perf_counter()
         self._shown = start
         self._board = None
-        if tensorboard is not None:
+        if tensorboard is not None and file is not None:
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(tensorboard), purge_step=start + 1)

@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,7 +14,6 @@ from experiments.config import (
     data_root,
     load_config,
     parse_config,
-    refuse_many_processes,
     same_run,
 )
 from rpn_jax.faster_rcnn import make_network
@@ -102,25 +100,31 @@ def test_difficult_regions_can_be_background_as_in_the_peer():
         assert matches.labels.tolist() == [label]
 
 
-def test_one_process_for_now(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UsageError, match="2 processes were started"):
-        refuse_many_processes()
-
-
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path, capsys):
     config = load_config("shapes")
     same_run(tmp_path, dataclasses.replace(config, batch=99))
     same_run(tmp_path, config)  # nothing was saved: nothing is resumed
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     elsewhere = dataclasses.replace(
-        config.data, root=Path("moved"), threads=9, on_bad="skip"
+        config.data, root=Path("moved"), threads=9, workers=2, on_bad="skip"
     )
     same_run(tmp_path, dataclasses.replace(config, data=elsewhere))
     assert not capsys.readouterr().out
     same_run(tmp_path, dataclasses.replace(config, steps=9, data=elsewhere))
     assert "--steps is 9, was 1500: the learning rate" in capsys.readouterr().out
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 9
-    with pytest.raises(UsageError, match="with another lr, model; name another"):
-        model = dataclasses.replace(config.model, head_channels=3)
-        same_run(tmp_path, dataclasses.replace(config, lr=3.0, model=model))
+    model = dataclasses.replace(config.model, head_channels=3)
+    jitter = dataclasses.replace(config.data.jitter, contrast=0.25)
+    data = dataclasses.replace(elsewhere, jitter=jitter)
+    with pytest.raises(UsageError) as error:
+        same_run(tmp_path, dataclasses.replace(config, lr=3.0, model=model, data=data))
+    message = str(error.value)
+    for difference in (
+        f"lr: was {config.lr}, is 3.0",
+        f"model.head_channels: was {config.model.head_channels}, is 3",
+        "data.jitter.contrast: was 0.0, is 0.25",
+    ):
+        assert difference in message
+    assert "data.workers" not in message and "Name another --workdir" in message
+    # What lies there is still of the run that can go on.
+    assert json.loads((tmp_path / "config.json").read_text())["lr"] == config.lr

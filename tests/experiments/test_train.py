@@ -19,6 +19,7 @@ from experiments.config import UsageError, exit_with, parse_config
 from rpn_jax.data import ShapesSource, export_coco
 from rpn_jax.predict import load_model
 from rpn_jax.pretrained import load_params_npz
+from rpn_jax.training.hosts import Stop
 from rpn_jax.training.mesh import data_mesh
 from rpn_jax.training.metrics import MetricsWriter, read_metrics
 
@@ -122,7 +123,7 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_end(
 
     with monkeypatch.context() as patch:
         patch.setattr(MetricsWriter, "step", stop_at_3)
-        assert run(tmp_path) == 0
+        assert run(tmp_path) == 143
     assert "stopped at step 3" in capsys.readouterr().out
     assert not (tmp_path / "weights.npz").exists()
     assert run(tmp_path) == 0
@@ -132,10 +133,10 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_end(
 
 def test_a_second_ctrl_c_interrupts():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), train.Terminated() as terminated:
-        assert not terminated
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+        assert not stop.at(1)
         signal.raise_signal(signal.SIGINT)
-        assert terminated
+        assert stop.at(2) and stop.code == 130
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
