@@ -142,8 +142,13 @@ def setup(config: TrainConfig) -> Setup:
             f"--batch {config.batch} cannot be split evenly over {mesh.size} "
             f"devices{parts}"
         )
-    config.workdir.mkdir(parents=True, exist_ok=True)
-    same_run(config.workdir, config)
+    try:
+        config.workdir.mkdir(parents=True, exist_ok=True)
+        same_run(config.workdir, config)
+    except OSError as error:
+        raise UsageError(
+            f"--workdir {config.workdir} cannot be written: {error.strerror}"
+        ) from error
     sizes = ", ".join(f"{h} x {w}" for h, w in config.data.padded_sizes)
     print(
         f"{len(source)} images to train on, {len(val_source)} to evaluate on, "

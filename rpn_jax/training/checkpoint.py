@@ -170,13 +170,18 @@ class Checkpoints:
             like: a variables dict, or its shapes.
             step: `best` or `last`.
             ema: take the moving average, which the run must have kept.
+
+        Raises:
+            CheckpointError: it is damaged.
         """
         self.wait()
         like = jax.tree.map(_abstract, like)
         items = {"params": like}
         if ema:
             items["ema"] = like["params"]
-        loaded = self._orbax.load_checkpointables(step, items)
+        loaded = self._try_to_load(step, items)
+        if loaded is None:
+            raise CheckpointError(f"{self._folder / str(step)} cannot be read")
         return (
             {**loaded["params"], "params": loaded["ema"]} if ema else loaded["params"]
         )

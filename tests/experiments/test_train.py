@@ -296,6 +296,14 @@ def test_what_the_user_can_mend_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("folder", ["/proc/run", "file/run"])
+def test_a_work_folder_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UsageError, match=f"--workdir {folder} cannot be written: "):
+        run(folder)
+
+
 def test_a_batch_is_split_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "data_mesh", lambda: data_mesh(8))
     with pytest.raises(UsageError, match="--batch 2 cannot be split evenly over 8"):

@@ -164,6 +164,10 @@ def test_without_a_whole_checkpoint_nothing_is_restored(saved, tmp_path, capsys)
     with pytest.raises(CheckpointError, match="no checkpoint that is whole; remove it"):
         restore(tmp_path)
     assert len(capsys.readouterr().out.splitlines()) == 2
+    params = setup()[0].params
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match="4 cannot be read"):
+            checkpoints.restore_params(params, step=4)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4"]
 
 
