@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from rpn_jax.data.faults import DataError
 from rpn_jax.data.images import image_size, load_image
-from rpn_jax.data.records import DataError, Record, Source
+from rpn_jax.data.records import Record, Source
 
 
 class _RecordBuilder(tfds.core.GeneratorBasedBuilder):

@@ -113,7 +113,9 @@ def test_without_an_annotated_size_pixels_stay_unless_upright_is_asked(colours):
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_size_that_fits_in_no_orientation_is_an_error(colours, orientation):
     data = with_orientation(colours, orientation)
-    with pytest.raises(DataError, match=r"photo\.jpg: .*\(7, 10\), the file has \(6"):
+    with pytest.raises(
+        DataError, match=r"photo\.jpg \(image id 0\): .*\(7, 10\), the file has \(6"
+    ):
         load_image(record(data, (7, 10)))
 
 
@@ -123,13 +125,17 @@ def test_a_truncated_file_is_named_in_one_sentence(tmp_path, kind):
     path = tmp_path / "half"
     data = encode(Image.fromarray(noise), kind)
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"^photo\.jpg: the image cannot be read"):
+    with pytest.raises(
+        DataError, match=r"^photo\.jpg \(image id 0\): the image cannot be read"
+    ):
         load_image(record(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image at all"])
 def test_a_file_that_is_no_image_is_named(content):
-    with pytest.raises(DataError, match=r"photo\.jpg: the image cannot be read"):
+    with pytest.raises(
+        DataError, match=r"photo\.jpg \(image id 0\): the image cannot be read"
+    ):
         load_image(record(content))
 
 
@@ -158,5 +164,5 @@ def test_an_empty_image_is_an_error(image):
     ],
 )
 def test_pixels_of_another_kind_are_refused(pixels):
-    with pytest.raises(DataError, match=r"photo\.jpg: pixels must be"):
+    with pytest.raises(DataError, match=r"photo\.jpg \(image id 0\): pixels must be"):
         load_image(record(pixels))

@@ -259,7 +259,7 @@ class Broken(Flat):
 
 def test_a_broken_image_stops_the_reader_with_its_name():
     with pytest.raises(
-        DataError, match=r"flat-1\.png: the image .*--data\.on-bad skip"
+        DataError, match=r"flat-1\.png \(image id 1\): the image .*--data\.on-bad skip"
     ):
         read(Broken(4), 1, buckets=((64, 64),))
 
@@ -270,7 +270,7 @@ def test_a_broken_image_is_left_out_and_counted_where_that_is_chosen(caplog):
     )
     assert batch.image_ids.tolist() == [0, -1, 2, 3]
     assert batch.valid.all(axis=1).tolist() == [True, False, True, True]
-    assert "flat-1.png: the image cannot be read" in caplog.text
+    assert "flat-1.png (image id 1): the image cannot be read" in caplog.text
 
 
 def test_a_square_padded_batch_is_what_pillow_gives(shared_data):
