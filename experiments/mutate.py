@@ -37,33 +37,33 @@ ODD_VALUES = (
 )
 
 
-def mutate_bytes(rng: np.random.Generator, data: bytes, most: int = 4) -> bytes:
-    """Flip, overwrite, cut, repeat or insert bytes at one to `most` places."""
+def mutate_bytes(rng: np.random.Generator, data: bytes) -> bytes:
+    """Flip, overwrite, cut, repeat or insert bytes at one or a few places."""
     result = bytearray(data)
-    for _ in range(rng.integers(1, most + 1)):
+    for _ in range(rng.geometric(0.6)):
         at, end = sorted(rng.integers(0, len(result) + 1, 2).tolist())
         end = min(end, at + int(rng.integers(1, 64)))
         noise = rng.bytes(int(rng.integers(1, 9)))
-        match rng.integers(6):
-            case 0 if at < len(result):
+        match rng.integers(12):
+            case 0 | 1 | 2 | 3 if at < len(result):
                 result[at] ^= 1 << int(rng.integers(8))
-            case 1:
+            case 4 | 5:
                 result[at : at + len(noise)] = noise
-            case 2:
+            case 6:
                 del result[at:]
-            case 3:
+            case 7 | 8:
                 del result[at:end]
-            case 4:
+            case 9:
                 result[at:at] = result[at:end] * int(rng.integers(1, 5))
             case _:
                 result[at:at] = noise
     return bytes(result)
 
 
-def mutate_value(rng: np.random.Generator, value: Any, most: int = 3) -> Any:
-    """Replace, remove or repeat one to `most` parts of a value that json can hold."""
+def mutate_value(rng: np.random.Generator, value: Any) -> Any:
+    """Replace, remove or repeat one or a few parts of a value that json can hold."""
     value = copy.deepcopy(value)
-    for _ in range(rng.integers(1, most + 1)):
+    for _ in range(rng.geometric(0.6)):
         value = _mutate_one(rng, value)
     return value
 
