@@ -225,9 +225,8 @@ class CocoSource:
             fault += f" {shown(annotation['category_id'])}"
         return (
             f"{self.json}: annotation {annotation.get('id')} of "
-            f"{shown(self._names[row])} "
-            f"({height} x {width} pixels, height x width): "
-            f"bbox {annotation['bbox']} {fault}"
+            f"{shown(self._names[row])} ({height} x {width} pixels, height x width): "
+            f"bbox {shown(annotation['bbox'])} {fault}"
         )
 
 

@@ -33,6 +33,8 @@ class Folder:
             DataError: It lies outside of the folder.
         """
         path = self.root / name  # an absolute name stays as it is
+        if path == self.root:
+            return None
         try:
             if path.parent not in self._inside:
                 self._inside[path.parent] = self._outside(path.parent)

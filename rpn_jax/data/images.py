@@ -101,13 +101,18 @@ def header_size(image: bytes | Path | str, name: str) -> tuple[int, int]:
 def _read(image: bytes | Path | str | Image.Image, name: str) -> tuple[np.ndarray, int]:
     try:
         if isinstance(image, Image.Image):
-            return _to_rgb(image, name), image.getexif().get(_ORIENTATION, 1)
+            return _to_rgb(image, name), _orientation(image)
         with _open(image) as file:
-            return _to_rgb(file, name), file.getexif().get(_ORIENTATION, 1)
+            return _to_rgb(file, name), _orientation(file)
     except DataError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise _broken(error, name) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION)
+    return value if isinstance(value, int) and value in range(1, 9) else 1
 
 
 def _open(image: bytes | Path | str) -> Image.Image:

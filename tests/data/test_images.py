@@ -1,6 +1,7 @@
 """Any image file comes out as the 8-bit RGB pixels that a viewer would show."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,16 @@ def test_exif_rotation_is_applied_when_the_annotated_size_says_so(colours, orien
     }
     np.testing.assert_array_equal(turned, expected[orientation])
     np.testing.assert_array_equal(load_image(record(data, (6, 10))), colours)
+
+
+def test_an_orientation_of_another_type_is_none(colours):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(colours), "JPEG", exif=exif)
+    tag = struct.pack(">HH" if b"MM\0*" in data else "<HH", 0x0112, 3)
+    assert data.count(tag) == 1
+    data = data.replace(tag, tag.replace(b"\x03", b"\x07"))  # bytes, not a number
+    assert decode_image(data, upright=True).shape == colours.shape
 
 
 def test_without_an_annotated_size_pixels_stay_unless_upright_is_asked(colours):
