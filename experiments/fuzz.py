@@ -19,6 +19,7 @@ import json
 import logging
 import platform
 import signal
+import sys
 import tempfile
 import time
 import warnings
@@ -129,14 +130,16 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise Hang(f"more than {seconds} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    # Compiled code that hangs never comes to the handler: this ends the process.
-    faulthandler.dump_traceback_later(3 * seconds, exit=True)
     try:
+        # Compiled code that hangs never comes to the handler: this ends the process.
+        faulthandler.dump_traceback_later(
+            seconds + 60, exit=True, file=sys.__stderr__ or sys.stderr
+        )
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
         signal.signal(signal.SIGALRM, before)
 
 
