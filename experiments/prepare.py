@@ -68,12 +68,12 @@ def main(argv: Sequence[str]) -> int:
     train = open_source(options.data, "train")
     # One list of classes for both, whichever of them a split happens to hold.
     val = open_source(options.data, "val", classes=train.classes)
-    splits = {"train": train, "val": val}
+    splits, on_bad = {"train": train, "val": val}, options.data.on_bad
     if names[1] == "tfds":
-        print(f"written: {prepare_tfds(splits, options.out)}")
+        print(f"written: {prepare_tfds(splits, options.out, on_bad)}")
         return 0
     for split, source in splits.items():
-        print(f"written: {export_coco(source, options.out / split)}")
+        print(f"written: {export_coco(source, options.out / split, on_bad)}")
     return 0
 
 

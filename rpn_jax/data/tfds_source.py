@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rpn_jax.data.faults import DataError, OnFault, count_and_warn
+from rpn_jax.data.faults import DataError, OnBad, OnFault, count_and_warn
 from rpn_jax.data.images import header_size
 from rpn_jax.data.records import Record, Source, check_record
 from rpn_jax.data.voc import VocSource
@@ -136,7 +136,9 @@ def _broken(folder: Path, what: str, error: Exception) -> DataError:
     )
 
 
-def prepare_tfds(sources: Mapping[str, Source], folder: str | Path) -> Path:
+def prepare_tfds(
+    sources: Mapping[str, Source], folder: str | Path, on_bad: OnBad = "raise"
+) -> Path:
     """Write splits as one tfds dataset in array_record files, without TensorFlow.
 
     Image files pass through byte for byte, records keep their order.
@@ -145,6 +147,8 @@ def prepare_tfds(sources: Mapping[str, Source], folder: str | Path) -> Path:
         sources: A source for every split name, all with the same classes. If all are
             `VocSource`s the dataset has the features of tfds's voc, else coco's.
         folder: tfds's data directory; the dataset goes into a folder below.
+        on_bad: A record that cannot be read is a `DataError`, or is skipped and counted
+            in the log. Pixels are not decoded where the file can be copied.
 
     Returns:
         The directory to give to `TfdsSource`.
@@ -156,7 +160,10 @@ def prepare_tfds(sources: Mapping[str, Source], folder: str | Path) -> Path:
 
     voc = all(isinstance(source, VocSource) for source in sources.values())
     builder = (RpnVoc if voc else RpnCoco)(
-        sources=sources, data_dir=str(folder), file_format="array_record"
+        sources=sources,
+        on_bad=on_bad,
+        data_dir=str(folder),
+        file_format="array_record",
     )
     if Path(builder.data_dir).exists():  # tfds would silently keep the old data
         raise DataError(f"{builder.data_dir} exists already; remove it or take another")
