@@ -68,12 +68,15 @@ class VocSource:
             classes = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
         self.classes = tuple(classes)
         self._records = []
-        for image_id, (record, labels) in enumerate(parsed.values()):
+        for image_id, (stem, (record, labels)) in enumerate(parsed.items()):
+            image, annotation = record.name, self._annotations.root / f"{stem}.xml"
             record = record._replace(
-                image_id=image_id, labels=class_index(labels, self.classes)
+                image_id=image_id,
+                labels=class_index(labels, self.classes),
+                name=str(annotation),  # which errors name
             )
             record, counts = check_record(record, len(self.classes), on_bad=on_bad)
-            self._records.append(record)
+            self._records.append(record._replace(name=image))
             faults.counts += counts
         self.sizes = np.array([r.size for r in self._records], np.int32).reshape(-1, 2)
         faults.report(self.root / split)

@@ -59,7 +59,7 @@ def test_other_names_are_sorted_or_taken_from_the_caller(write, root):
     assert VocSource(root, "train").classes == ("nut", "screw")
     source = VocSource(root, "train", classes=("bolt", "screw", "nut"))
     assert source[0].labels.tolist() == [1, 2]
-    with pytest.raises(DataError, match=r"a\.jpg.*box 0 .*unknown category"):
+    with pytest.raises(DataError, match=r"a\.xml.*box 0 .*unknown category"):
         VocSource(root, "train", classes=("nut",))
 
 

@@ -93,7 +93,13 @@ def test_a_faulty_box(write, fault, caplog):
     root = write(xml)
     with pytest.raises(DataError) as error:
         VocSource(root, "train")
-    for part in ("b.jpg (image id 1", "box 0", message, "mend it", "--data.on-bad"):
+    for part in (
+        "Annotations/b.xml (image id 1",
+        "box 0",
+        message,
+        "mend it",
+        "--data.on-bad",
+    ):
         assert part in str(error.value)
     source = VocSource(root, "train", on_bad="skip")
     assert [len(source[i].boxes) for i in range(2)] == [1, 0]

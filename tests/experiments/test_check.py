@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from experiments import check as check_module
 from experiments import prepare
 from experiments.config import UsageError
 
@@ -30,10 +31,12 @@ def row(output: str, title: str) -> list[str]:
     return line.split()[-2:]
 
 
-def test_good_data_gives_its_figures_and_code_0(scenes, capsys):
+def test_good_data_gives_its_figures_and_code_0(scenes, capsys, monkeypatch):
     _, check = scenes
+    monkeypatch.setattr(check_module, "PROGRESS_EVERY", -1)
     assert check() == 0
-    output = capsys.readouterr().out
+    output, progress = capsys.readouterr()
+    assert "train: 4 of 4 images" in progress and "val: 2 of 2 images" in progress
     assert row(output, "images read whole") == ["4", "2"]
     assert "no faults" in output and "classes of train: " in output
 
