@@ -275,7 +275,7 @@ def weights(kind: str, rng: np.random.Generator, folder: Path) -> str:
 def weight_config(rng: np.random.Generator, folder: Path) -> str:
     """Load weights of this library whose configuration has odd values."""
     path = folder / "own.npz"
-    config = mutate_value(rng, config_to_json(RPNConfig(backbone="squeezenet")))
+    config = mutate_value(rng, config_to_json(RPNConfig(backbone="small_resnet")))
     save_params_npz(path, {"params": {"w": np.ones(3)}}, {"model": config})
     return _load(path)
 

@@ -184,6 +184,7 @@ class CocoSource:
         self._ignore = np.array(crowd, bool)[order]
         self._labels = labels[order]
         self._starts = np.searchsorted(image_row[order], np.arange(len(self) + 1))
+        del self._row_of
 
     def _check_annotation(self, entry: Any, number: int, seen: set) -> int | None:
         """Return the row of an annotation's image, None if that is left out."""

@@ -87,7 +87,7 @@ def shown(value: Any) -> str:
     """Show a value of unknown origin on one short line."""
     plain = isinstance(value, str) and value.isprintable()
     text = value if plain else repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_size(height: Any, width: Any, where: str) -> tuple[int, int]:
