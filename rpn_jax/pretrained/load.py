@@ -158,9 +158,10 @@ def _fill(
     parts: Sequence[str] | None,
     allow: Sequence[str],
 ) -> Loaded:
+    key = jax.random.key(0)
     try:
         init = partial(make_network(config).init, image_size=(64, 64))
-        paths = paths_of(jax.eval_shape(init, jax.random.key(0)))
+        paths = paths_of(jax.eval_shape(init, key))
     except Exception as error:
         if config is not found.config:  # the caller's
             raise

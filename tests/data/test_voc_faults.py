@@ -84,7 +84,7 @@ def test_a_broken_annotation(write, fault, caplog):
     source = VocSource(root, "train", on_bad="skip")
     assert [source[i].name for i in range(len(source))] == ["a.jpg"]
     assert "1 x " in caplog.text
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("fault", BOXES)

@@ -35,17 +35,17 @@ def test_failures_and_hangs_are_told_with_the_seed_that_repeats_them(
 
     monkeypatch.setattr(fuzz, "TARGETS", {"some": target})
     out = tmp_path / "fuzz.json"
-    options = ["--cases", "12", "--limit", "0.1"]
+    options = ["--cases", "12", "--limit", "0.3"]
     assert fuzz.main([*options, "--seed", "3", "--out", str(out)]) == 1
     result = json.loads(out.read_text())
     found = result["targets"]["some"]
     assert result["seed"] == 3 and found["cases"] == 12
     errors = {failure["error"] for failure in found["failures"]}
-    assert errors == {"KeyError: 'lost'", "Hang: more than 0.1 seconds"}
+    assert errors == {"KeyError: 'lost'", "Hang: more than 0.3 seconds"}
     for failure in found["failures"]:
         again = ["--only", "some", "--seed", str(failure["seed"]), "--cases", "1"]
         capsys.readouterr()
-        assert fuzz.main([*again, "--limit", "0.1"]) == 1
+        assert fuzz.main([*again, "--limit", "0.3"]) == 1
         assert failure["error"] in capsys.readouterr().out
 
 
