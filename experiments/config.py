@@ -17,7 +17,7 @@ import tyro
 
 import experiments.configs
 from rpn_jax.data import DataError, Jitter, Resize
-from rpn_jax.data.records import OnBad
+from rpn_jax.data.faults import OnBad
 from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.predict import Model, load_model
 from rpn_jax.rpn import RPNConfig

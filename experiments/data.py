@@ -19,6 +19,7 @@ from rpn_jax.data import (
     VocSource,
     make_dataset,
 )
+from rpn_jax.data.faults import OnFault
 from rpn_jax.data.transforms import pad_rows
 
 
@@ -46,6 +47,7 @@ def open_source(
     *,
     classes: Sequence[str] | None = None,
     images: bool = True,
+    on_bad: OnFault | None = None,
 ) -> Source:
     """Open the records of a split, `train` or `val`.
 
@@ -55,12 +57,13 @@ def open_source(
         classes: names of a detector's classes, which the data must have; None: any.
         images: whether images will be read; if not, a COCO json suffices, unless
             `config` names their folder.
+        on_bad: what becomes of faults; None: as `config` says.
 
     Raises:
         UsageError: the files are not there, or broken.
     """
     try:
-        source = _open(config, split, classes, images)
+        source = _open(config, split, classes, images, on_bad or config.on_bad)
     except DataError as error:
         raise UsageError(str(error)) from error
     if config.limit:
@@ -161,7 +164,11 @@ def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
 
 
 def _open(
-    config: DataConfig, split: str, classes: Sequence[str] | None, with_images: bool
+    config: DataConfig,
+    split: str,
+    classes: Sequence[str] | None,
+    with_images: bool,
+    on_bad: OnFault,
 ) -> Source:
     name = config.train if split == "train" else config.val
     if config.kind == "shapes":
@@ -173,18 +180,18 @@ def _open(
     if config.kind == "coco":
         file = _existing(root, Path(name), f"--data.{split}")
         if not (with_images or config.images or config.val_images):
-            return CocoSource(file, None, on_bad=config.on_bad)
+            return CocoSource(file, None, on_bad=on_bad)
         beside = file.parent / "images"
         images = config.images or (beside if beside.is_dir() else Path("images"))
         option = "--data.images"
         if split == "val" and config.val_images:
             images, option = config.val_images, "--data.val-images"
         images = _existing(root, images, option)
-        return CocoSource(file, images, on_bad=config.on_bad)
+        return CocoSource(file, images, on_bad=on_bad)
     folder = _folder(root, config)
     if config.kind == "voc":
-        return VocSource(folder, name, classes, on_bad=config.on_bad)
-    return TfdsSource(folder, name, on_bad=config.on_bad)
+        return VocSource(folder, name, classes, on_bad=on_bad)
+    return TfdsSource(folder, name, on_bad=on_bad)
 
 
 def _existing(root: Path, path: Path, option: str) -> Path:

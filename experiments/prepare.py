@@ -1,6 +1,7 @@
-"""Write the data of a config in another form.
+"""Write the data of a config in another form, or check it.
 
 usage: python -m experiments.prepare CONFIG FORM --out DIR [--data.field value ...]
+       python -m experiments.prepare --check CONFIG [--data.field value ...]
 
 FORM is `tfds` (a directory of tensorflow_datasets, array_record, made without
 TensorFlow; read it with `--data.kind tfds`) or `coco` (json files and a folder of
@@ -11,6 +12,12 @@ images for each split). The splits `train` and `val` are written:
         --data.train train/annotations.json --data.val val/annotations.json
     python -m experiments.prepare coco_json tfds --out prepared \
         --data.train train.json --data.val val.json --data.images IMAGES
+
+`--check` reads every annotation and decodes every image of both splits, prints a line
+for each fault (file, record, what is wrong), and then what the data holds and the
+faults by kind. The exit code is 1 if there are any:
+
+    python -m experiments.prepare --check voc --data.root VOCdevkit/VOC2012
 """
 
 import dataclasses
@@ -19,6 +26,7 @@ from pathlib import Path
 
 import tyro
 
+from experiments.check import check_data
 from experiments.config import DataConfig, UsageError, exit_with, load_config
 from experiments.data import open_source
 from rpn_jax.data import export_coco, prepare_tfds
@@ -40,6 +48,7 @@ class Options:
 def main(argv: Sequence[str]) -> int:
     """Prepare as the command line says; return the exit code."""
     prog = "python -m experiments.prepare CONFIG FORM"
+    check, argv = "--check" in argv, [a for a in argv if a != "--check"]
     names = [a for a in argv[:2] if not a.startswith("-")]
     defaults = Options(data=load_config(names[0]).data) if names else Options()
     options = tyro.cli(
@@ -49,17 +58,22 @@ def main(argv: Sequence[str]) -> int:
         prog=prog,
         description=__doc__,
     )
-    if len(names) < 2 or names[1] not in ("tfds", "coco"):
-        raise UsageError(f"a config and a form, tfds or coco, are wanted: {prog}")
+    if check and len(names) == 1:
+        return 1 if check_data(options.data) else 0
+    if check or len(names) < 2 or names[1] not in ("tfds", "coco"):
+        raise UsageError(
+            f"a config and a form, tfds or coco, are wanted: {prog}; or a config alone "
+            "with --check"
+        )
     train = open_source(options.data, "train")
     # One list of classes for both, whichever of them a split happens to hold.
     val = open_source(options.data, "val", classes=train.classes)
-    splits = {"train": train, "val": val}
+    splits, on_bad = {"train": train, "val": val}, options.data.on_bad
     if names[1] == "tfds":
-        print(f"written: {prepare_tfds(splits, options.out)}")
+        print(f"written: {prepare_tfds(splits, options.out, on_bad)}")
         return 0
     for split, source in splits.items():
-        print(f"written: {export_coco(source, options.out / split)}")
+        print(f"written: {export_coco(source, options.out / split, on_bad)}")
     return 0
 
 

@@ -6,9 +6,10 @@ Grain and tfds are imported when they are used: `make_dataset` needs the first,
 
 from rpn_jax.data.coco import CocoSource
 from rpn_jax.data.export import coco_results, export_coco
+from rpn_jax.data.faults import DataError
 from rpn_jax.data.images import decode_image, load_image
 from rpn_jax.data.pipeline import make_dataset, resize_record
-from rpn_jax.data.records import DataError, Record, Source, check_record
+from rpn_jax.data.records import Record, Source, check_record
 from rpn_jax.data.shapes import ShapesSource
 from rpn_jax.data.tfds_source import TfdsSource, prepare_tfds
 from rpn_jax.data.transforms import Jitter, Resize

@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rpn_jax.data.images import image_size, load_image
-from rpn_jax.data.records import DataError, Record, Source
+from rpn_jax.data.faults import DataError, Faults, OnBad
+from rpn_jax.data.images import header_size, image_size, load_image
+from rpn_jax.data.records import Record, Source
 
 
 class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
@@ -27,8 +28,15 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
     # tfds 4.9.10 would look for this file by a package that it does not require.
     code_path = None
 
-    def __init__(self, *, sources: Mapping[str, Source], **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        sources: Mapping[str, Source],
+        on_bad: OnBad = "raise",
+        **kwargs: Any,
+    ):
         self._sources = sources
+        self._on_bad: OnBad = on_bad
         self._classes = next(iter(sources.values())).classes
         for split, source in sources.items():
             if source.classes != self._classes:
@@ -44,9 +52,15 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder):
         return {k: self._generate_examples(s) for k, s in self._sources.items()}
 
     def _generate_examples(self, source: Source) -> Iterator[tuple[int, dict]]:
+        faults = Faults(self._on_bad)
         for index in range(len(source)):
-            record = source[index]
-            yield index, self._example(record)
+            try:
+                example = self._example(source[index])
+            except DataError as error:
+                faults.add(error)
+                continue
+            yield index, example
+        faults.report("left out")
 
     @abc.abstractmethod
     def _example(self, record: Record) -> dict[str, Any]:
@@ -166,6 +180,8 @@ def _relative(record: Record, boxes: np.ndarray) -> list[tfds.features.BBox]:
 def _encoded(record: Record) -> bytes:
     """The file as it is, unless tfds's readers would see another image than ours."""
     data = record.image
+    if not isinstance(data, np.ndarray):
+        header_size(data, record.name)  # says so where it is broken
     if isinstance(data, Path):
         data = data.read_bytes()
     if isinstance(data, bytes):

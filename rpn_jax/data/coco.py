@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from rpn_jax.data.faults import DataError, Faults, OnFault, check_size, shown
+from rpn_jax.data.folder import Folder
 from rpn_jax.data.images import header_size
 from rpn_jax.data.records import (
     AREA_TAKEN,
+    CLIPPED,
     FAULTS,
-    SKIP,
-    DataError,
-    OnBad,
     Record,
+    box_kind,
     clip_boxes,
     count_moved,
     find_faults,
     mend_areas,
-    report,
 )
 
 
@@ -35,10 +35,11 @@ class CocoSource:
 
     Args:
         json: The annotation file.
-        images: The folder that the json's `file_name`s start from; None where only the
-            boxes are wanted, and the files need not be there.
+        images: The folder that the json's `file_name`s start from and may not lead out
+            of; None where only the boxes are wanted, and the files need not be there.
         on_bad: "raise" a `DataError` at the first fault, or "skip" faulty boxes and
-            records without a readable file and log how many there were.
+            records without a readable file and log how many there were, or what is
+            told of all.
 
     Attributes:
         classes: Category names.
@@ -47,22 +48,17 @@ class CocoSource:
     """
 
     def __init__(
-        self, json: str | Path, images: str | Path | None, on_bad: OnBad = "raise"
+        self, json: str | Path, images: str | Path | None, on_bad: OnFault = "raise"
     ):
-        self.json, self.images = Path(json), Path(images or "")
-        self._files_wanted = images is not None
+        self.json = Path(json)
+        self._folder = None if images is None else Folder(Path(images))
+        self.images = Path(images or "")
         data = _read_json(self.json)
-        counts: Counter[str] = Counter()
-        try:
-            categories = sorted(data["categories"], key=lambda c: c["id"])
-            self.classes = tuple(c["name"] for c in categories)
-            self.category_ids = tuple(c["id"] for c in categories)
-            self._check_categories()
-            self._read_images(data["images"], on_bad, counts)
-            self._read_boxes(data["annotations"], on_bad, counts)
-        except KeyError as error:
-            raise DataError(f"{self.json}: an entry lacks the field {error}") from error
-        report(self.json, counts)
+        faults = Faults(on_bad)
+        self._read_categories(data["categories"])
+        self._read_images(data["images"], faults)
+        self._read_boxes(data["annotations"], faults)
+        faults.report(self.json)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -84,101 +80,140 @@ class CocoSource:
             self._areas[rows],
         )
 
-    def _check_categories(self) -> None:
-        for key, number in Counter(self.category_ids).most_common(1):
+    def _read_categories(self, entries: list) -> None:
+        ids = Counter()
+        for number, entry in enumerate(entries):
+            where = f"{self.json}: category {number} of the list"
+            _check_fields(entry, ("id", "name"), where)
+            if type(entry["id"]) is not int or type(entry["name"]) is not str:
+                raise DataError(
+                    f"{where} needs an integer as id and a string as name, got "
+                    f"{shown(entry)}"
+                )
+            ids[entry["id"]] += 1
+        for key, number in ids.most_common(1):
             if number > 1:
                 raise DataError(f"{self.json}: {number} categories have the id {key}")
+        entries = sorted(entries, key=lambda entry: entry["id"])
+        self.classes = tuple(entry["name"] for entry in entries)
+        self.category_ids = tuple(entry["id"] for entry in entries)
 
-    def _read_images(self, images: list, on_bad: OnBad, counts: Counter[str]) -> None:
-        self._names, ids, sizes, self._missing = [], [], [], set()
-        for image in images:
-            name, key = image["file_name"], image["id"]
-            where = f"{self.json}: image {name} (id {key})"
-            if type(key) is not int or not 0 <= key < 2**31:
-                raise DataError(f"{where}: the id must be an integer in 0 .. 2^31 - 1")
-            if self._files_wanted and not (self.images / name).is_file():
-                if on_bad == "raise":
-                    raise DataError(
-                        f"{where}: there is no file {self.images / name}; mend it, or "
-                        f"skip such records with {SKIP}"
-                    )
-                counts["image without a file"] += 1
-                self._missing.add(key)
+    def _read_images(self, entries: list, faults: Faults) -> None:
+        self._names, sizes = [], []
+        # By id; None: left out, and its boxes with it.
+        self._row_of: dict[Any, int | None] = {}
+        for number, entry in enumerate(entries):
+            try:
+                name, size = self._check_image(entry, number)
+            except DataError as error:
+                faults.add(error)
+                if isinstance(entry, dict):
+                    self._row_of.setdefault(_key(entry.get("id")), None)
                 continue
-            size = image.get("height"), image.get("width")
-            if not all(size):
-                try:
-                    size = header_size(self.images / name, name)
-                except DataError as error:
-                    if on_bad == "raise":
-                        raise DataError(
-                            f"{error}; mend it, or skip such records with {SKIP}"
-                        ) from error
-                    counts["image that cannot be read"] += 1
-                    self._missing.add(key)
-                    continue
+            self._row_of[entry["id"]] = len(sizes)
             self._names.append(name)
-            ids.append(key)
             sizes.append(size)
-        self._ids = np.array(ids, np.int64)
+        rows = self._row_of.items()
+        self._ids = np.array([key for key, row in rows if row is not None], np.int64)
         self.sizes = np.array(sizes, np.int32).reshape(-1, 2)
-        if len(np.unique(self._ids)) != len(ids):
-            raise DataError(f"{self.json}: two images have the same id")
 
-    def _read_boxes(
-        self, annotations: list, on_bad: OnBad, counts: Counter[str]
-    ) -> None:
-        row_of = {key: row for row, key in enumerate(self._ids.tolist())}
-        class_of = {key: index for index, key in enumerate(self.category_ids)}
-        kept, rows = [], []
-        for a in annotations:
-            row = row_of.get(a["image_id"])
-            if row is not None:
-                kept.append(a)
-                rows.append(row)
-            elif a["image_id"] not in self._missing:
-                if on_bad == "raise":
-                    raise DataError(
-                        f"{self.json}: annotation {a.get('id')} belongs to image "
-                        f"{a['image_id']}, which the file does not list; mend it, or "
-                        f"skip such boxes with {SKIP}"
-                    )
-                counts["annotation of an unknown image"] += 1
-        del self._missing
-        image_row = np.array(rows, np.int64)
-        try:
-            xywh = np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4)
-        except (TypeError, ValueError) as error:
+    def _check_image(self, entry: Any, number: int) -> tuple[str, tuple[int, int]]:
+        """Return the file name and the (height, width) of an image."""
+        where = f"{self.json}: image {number} of the list"
+        _check_fields(entry, ("id", "file_name"), where)
+        key, name = entry["id"], entry["file_name"]
+        where = f"{self.json}: image {shown(name)} (id {shown(key)})"
+        if type(key) is not int or not 0 <= key < 2**31:
             raise DataError(
-                f"{self.json}: every annotation needs a bbox of four numbers ({error})"
-            ) from error
-        try:  # NumPy makes NaN of None
-            areas = np.array([a.get("area") for a in kept], np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self.json}: every area is a number ({error})") from error
-        boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-        labels = np.array([class_of.get(a["category_id"], -1) for a in kept], np.int32)
-        sizes = self.sizes[image_row]
-        codes = find_faults(boxes, sizes, labels, len(self.classes))
-        if codes.any() and on_bad == "raise":
-            bad = int(np.flatnonzero(codes)[0])
-            raise DataError(
-                self._describe(kept[bad], int(image_row[bad]), FAULTS[codes[bad]])
+                f"{where}: the id must be an integer in 0 .. 2^31 - 1", WRONG_FIELD
             )
-        counts.update(f"box {FAULTS[c].split(':')[0]}" for c in codes[codes > 0])
+        if type(name) is not str:
+            raise DataError(f"{where}: the file_name must be a string", WRONG_FIELD)
+        if key in self._row_of:
+            raise DataError(f"{where}: two images have this id", "image id used twice")
+        path = self._folder.find(name, where) if self._folder else None
+        if self._folder and path is None:
+            raise DataError(
+                f"{where}: there is no file {shown(str(self.images / name))}",
+                "image without a file",
+            )
+        height, width = entry.get("height"), entry.get("width")
+        if height and width:
+            return name, check_size(height, width, where)
+        if path is None:
+            raise DataError(
+                f"{where} has no height and width; without the folder of the images "
+                "they cannot be found",
+                WRONG_FIELD,
+            )
+        return name, header_size(path, where)
+
+    def _read_boxes(self, entries: list, faults: Faults) -> None:
+        class_of = {key: index for index, key in enumerate(self.category_ids)}
+        kept, rows, seen = [], [], set()
+        for number, entry in enumerate(entries):
+            try:
+                row = self._check_annotation(entry, number, seen)
+            except DataError as error:
+                faults.add(error, "boxes")
+                continue
+            if row is not None:
+                kept.append(entry)
+                rows.append(row)
+        image_row = np.array(rows, np.int64)
+        sizes = self.sizes[image_row]
+        xywh = np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4)
+        # NumPy makes NaN of None.
+        areas = np.array([a.get("area") for a in kept], np.float64)
+        labels = [class_of.get(_key(a["category_id"]), -1) for a in kept]
+        labels = np.array(labels, np.int32)
+        with np.errstate(over="ignore"):
+            boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        codes = find_faults(boxes, sizes, labels, len(self.classes))
+        for bad in np.flatnonzero(codes).tolist():
+            sentence = self._describe(kept[bad], rows[bad], FAULTS[codes[bad]])
+            faults.add(DataError(sentence, box_kind(codes[bad])), "boxes")
 
         good = np.flatnonzero(codes == 0)
         order = good[np.argsort(image_row[good], kind="stable")]
         self._boxes = clip_boxes(boxes[order], sizes[order])
-        if clipped := count_moved(self._boxes, boxes[order]):
-            counts["box clipped to the image"] = clipped
+        faults.mended(CLIPPED, count_moved(self._boxes, boxes[order]))
         self._areas, taken = mend_areas(areas[order], self._boxes)
-        if taken:
-            counts[AREA_TAKEN] = taken
-        crowd = [bool(a.get("iscrowd", 0)) for a in kept]
+        faults.mended(AREA_TAKEN, taken)
+        crowd = [bool(a.get("iscrowd")) for a in kept]
         self._ignore = np.array(crowd, bool)[order]
         self._labels = labels[order]
         self._starts = np.searchsorted(image_row[order], np.arange(len(self) + 1))
+        del self._row_of
+
+    def _check_annotation(self, entry: Any, number: int, seen: set) -> int | None:
+        """Return the row of an annotation's image, None if that is left out."""
+        key = entry.get("id") if isinstance(entry, dict) else None
+        name = f"number {number} of the list" if key is None else shown(key)
+        where = f"{self.json}: annotation {name}"
+        _check_fields(entry, ("image_id", "category_id", "bbox"), where)
+        if key is not None and _key(key) in seen:
+            raise DataError(
+                f"{where}: two annotations have this id", "annotation id used twice"
+            )
+        seen.add(_key(key))
+        image = _key(entry["image_id"])
+        if image not in self._row_of:
+            raise DataError(
+                f"{where} belongs to image {shown(image)}, which the file does not "
+                "list",
+                "annotation of an unknown image",
+            )
+        bbox, area, crowd = entry["bbox"], entry.get("area"), entry.get("iscrowd")
+        if type(bbox) is not list or len(bbox) != 4 or not all(map(_is_number, bbox)):
+            wrong = f"needs a bbox of four numbers, got {shown(bbox)}"
+        elif not (area is None or _is_number(area)):
+            wrong = f"needs a number as area, got {shown(area)}"
+        elif crowd not in (None, 0, 1):
+            wrong = f"needs 0 or 1 as iscrowd, got {shown(crowd)}"
+        else:
+            return self._row_of[image]
+        raise DataError(f"{where} {wrong}", WRONG_FIELD)
 
     def _describe(self, annotation: dict[str, Any], row: int, fault: str) -> str:
         height, width = self.sizes[row]
@@ -188,23 +223,48 @@ class CocoSource:
         elif "looks like" in fault:
             fault = "has a negative width or height"
         elif "category" in fault:
-            fault += f" {annotation['category_id']}"
+            fault += f" {shown(annotation['category_id'])}"
         return (
-            f"{self.json}: annotation {annotation.get('id')} of {self._names[row]} "
-            f"({height} x {width} pixels, height x width): "
-            f"bbox {annotation['bbox']} {fault}; "
-            f"mend it, or skip such boxes with {SKIP}"
+            f"{self.json}: annotation {annotation.get('id')} of "
+            f"{shown(self._names[row])} ({height} x {width} pixels, height x width): "
+            f"bbox {shown(annotation['bbox'])} {fault}"
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+WRONG_FIELD = "entry with a missing or wrong field"
+
+
+def _check_fields(entry: Any, fields: tuple[str, ...], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise DataError(
+            f"{where} is no object with fields: {shown(entry)}", WRONG_FIELD
+        )
+    for field in fields:
+        if field not in entry:
+            raise DataError(f"{where} lacks the field '{field}'", WRONG_FIELD)
+
+
+def _key(value: Any) -> Any:
+    """What json can hold, as something that a dict can look up."""
+    return repr(value) if isinstance(value, list | dict) else value
+
+
+def _is_number(value: Any) -> bool:
+    # Python's integers go on where floats end.
+    kind = type(value)
+    return kind is float or (kind is int and abs(value) < 2**1000)
+
+
+def _read_json(path: Path) -> dict[str, list]:
     try:
         data = json_module.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such annotation file") from error
-    except ValueError as error:  # not json, or not UTF-8
+    except (OSError, ValueError, RecursionError) as error:  # not json, or not UTF-8
         raise DataError(f"{path}: not a json file ({error})") from error
-    missing = {"images", "annotations", "categories"} - set(data)
+    lists = ("annotations", "categories", "images")
+    found = data if isinstance(data, dict) else {}
+    missing = [key for key in lists if not isinstance(found.get(key), list)]
     if missing:
-        raise DataError(f"{path}: a COCO json has {', '.join(sorted(missing))}")
-    return data
+        raise DataError(f"{path}: a COCO json has lists of {', '.join(missing)}")
+    return found

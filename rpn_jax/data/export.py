@@ -8,22 +8,31 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rpn_jax.data.faults import DataError, Faults, OnBad
 from rpn_jax.data.images import load_image
 from rpn_jax.data.records import Source
 
 
-def export_coco(source: Source, folder: str | Path) -> Path:
+def export_coco(source: Source, folder: str | Path, on_bad: OnBad = "raise") -> Path:
     """Write a source's records as PNG files and a COCO json; return the json's path.
 
-    The images go to `folder/images`, the json to `folder/annotations.json`.
+    The images go to `folder/images`, the json to `folder/annotations.json`. A record
+    that cannot be read is a `DataError`, or is skipped and counted in the log.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images, annotations, names, faults = [], [], set(), Faults(on_bad)
     for index in range(len(source)):
-        record = source[index]
-        pixels = load_image(record)
+        try:
+            record = source[index]
+            pixels = load_image(record)
+        except DataError as error:
+            faults.add(error)
+            continue
         name = f"{Path(record.name).stem}.png"
+        if name in names:  # of another folder or with another ending
+            name = f"{Path(record.name).stem}_{record.image_id}.png"
+        names.add(name)
         Image.fromarray(pixels).save(folder / "images" / name, compress_level=1)
         height, width = pixels.shape[:2]
         images.append(
@@ -47,6 +56,7 @@ def export_coco(source: Source, folder: str | Path) -> Path:
     path = folder / "annotations.json"
     content = dict(images=images, annotations=annotations, categories=categories)
     path.write_text(json.dumps(content))
+    faults.report(folder)
     return path
 
 

@@ -1,12 +1,14 @@
 """Image files to RGB pixels, whatever their mode, depth and orientation."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rpn_jax.data.records import DataError, Record
+from rpn_jax.data.faults import DataError, shown
+from rpn_jax.data.records import Record
 
 _ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
 
@@ -20,9 +22,10 @@ def load_image(record: Record) -> np.ndarray:
     as stored.
 
     Raises:
-        DataError: The file is missing or broken, or its size fits in no orientation.
+        DataError: The file is missing, broken or far too large, or its size fits in no
+            orientation.
     """
-    return decode_image(record.image, name=record.name, size=record.size)
+    return decode_image(record.image, name=_name(record), size=record.size)
 
 
 def decode_image(
@@ -35,7 +38,12 @@ def decode_image(
     """Decode an image to uint8 [H, W, 3] RGB.
 
     Grey becomes three equal channels, CMYK and palettes are converted, 16-bit samples
-    keep their high byte, alpha is dropped (the colour below it stays).
+    keep their high byte, alpha is dropped (the colour below it stays). What the file
+    is, its content says, not its name.
+
+    A file whose header names more than `PIL.Image.MAX_IMAGE_PIXELS` (89 million; raise
+    it where such images are meant) is refused before anything is decoded: a small file
+    can be made to fill all memory.
 
     Args:
         image: Encoded bytes, a path, a PIL image, or pixels [H, W], [H, W, 1],
@@ -45,7 +53,8 @@ def decode_image(
         upright: Without `size`: apply the EXIF orientation, as a viewer would.
 
     Raises:
-        DataError: The image is missing, broken or empty, or does not fit `size`.
+        DataError: The image is missing, broken, empty or far too large, or does not
+            fit `size`.
     """
     if isinstance(image, np.ndarray):
         pixels = _array_to_rgb(image, name)
@@ -62,7 +71,8 @@ def decode_image(
         return _turn(pixels, orientation)
     raise DataError(
         f"{name}: the annotation says (height, width) = {tuple(size)}, the file has "
-        f"{stored}" + (" and its EXIF rotation does not mend it" if transposed else "")
+        f"{stored}" + (" and its EXIF rotation does not mend it" if transposed else ""),
+        "image of another size than annotated",
     )
 
 
@@ -72,14 +82,18 @@ def image_size(record: Record) -> tuple[int, int]:
         return record.size
     if isinstance(record.image, np.ndarray):
         return record.image.shape[:2]
-    return header_size(record.image, record.name)
+    return header_size(record.image, _name(record))
+
+
+def _name(record: Record) -> str:
+    return f"{shown(record.name)} (image id {record.image_id})"
 
 
 def header_size(image: bytes | Path | str, name: str) -> tuple[int, int]:
     """Return the stored (height, width) of an image file without decoding it."""
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as im:
-            return im.height, im.width
+        with _open(image) as file:
+            return file.height, file.width
     except Exception as error:
         raise _broken(error, name) from error
 
@@ -87,19 +101,51 @@ def header_size(image: bytes | Path | str, name: str) -> tuple[int, int]:
 def _read(image: bytes | Path | str | Image.Image, name: str) -> tuple[np.ndarray, int]:
     try:
         if isinstance(image, Image.Image):
-            return _to_rgb(image, name), image.getexif().get(_ORIENTATION, 1)
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as im:
-            return _to_rgb(im, name), im.getexif().get(_ORIENTATION, 1)
+            return _to_rgb(image, name), _orientation(image)
+        with _open(image) as file:
+            return _to_rgb(file, name), _orientation(file)
     except DataError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise _broken(error, name) from error
 
 
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(_ORIENTATION)
+    return value if isinstance(value, int) and value in range(1, 9) else 1
+
+
+def _open(image: bytes | Path | str) -> Image.Image:
+    """Read the header; it is Pillow that looks at the number of pixels."""
+    if len(image) == 0 if isinstance(image, bytes) else os.path.getsize(image) == 0:
+        raise ValueError("the file is empty")
+    file = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    if file.width * file.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+        raise Image.DecompressionBombError
+    return file
+
+
 def _broken(error: Exception, name: str) -> DataError:
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{name}: there is no such image file: {error.filename}")
-    return DataError(f"{name}: the image cannot be read, it is broken: {error}")
+        return DataError(
+            f"{name}: there is no such image file: {error.filename}",
+            "image without a file",
+        )
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return DataError(
+            f"{name}: the image is refused, its header says more than "
+            f"{Image.MAX_IMAGE_PIXELS:,} pixels, which a small file can do to fill the "
+            "memory; if it is meant, store it smaller or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS",
+            "image that is too large",
+        )
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is in no format that Pillow knows"
+    return DataError(
+        f"{name}: the image cannot be read, it is broken: {reason}",
+        "image that cannot be read",
+    )
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ resuming is exact and the number of workers does not change the order.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +13,10 @@ import numpy as np
 
 from rpn_jax.batch import Batch
 from rpn_jax.data import transforms
+from rpn_jax.data.faults import SKIP, DataError, OnBad, count_and_warn, log
 from rpn_jax.data.images import image_size, load_image
 from rpn_jax.data.plan import Plan
-from rpn_jax.data.records import (
-    SKIP,
-    DataError,
-    OnBad,
-    Record,
-    Source,
-    count_and_warn,
-)
+from rpn_jax.data.records import Record, Source
 from rpn_jax.data.transforms import Jitter, Resize
 
 
@@ -75,7 +70,7 @@ def make_dataset(
             `batch * count` images is split over the processes, in one bucket.
         on_bad: What becomes of an image that cannot be read: "raise" a `DataError`, or
             "skip" it, which leaves an empty image of id -1 in its place and counts it
-            in the log.
+            in the log. One that fits into no bucket is raised, or left out and counted.
         workers: Worker processes; 0 reads in threads of this process.
         threads: Reader threads, of each worker if there are any.
         prefetch: Batches read ahead, by each worker if there are any.
@@ -83,13 +78,14 @@ def make_dataset(
             depend on the number of workers or processes that read those before.
 
     Raises:
-        DataError: The source is empty, or an image fits into no bucket.
+        DataError: The source is empty, or an image fits into no bucket. Reading raises
+            it too: of a broken image, and where a worker process has died.
     """
     import grain
 
     batches = Batches(
         Plan(
-            _assign_buckets(source, buckets, resize or Resize()),
+            _assign_buckets(source, buckets, resize or Resize(), on_bad),
             batch=batch,
             seed=seed,
             train=train,
@@ -113,7 +109,32 @@ def make_dataset(
                 num_workers=workers, per_worker_buffer_size=prefetch
             )
         )
-    return iter(dataset)
+    return _Workers(iter(dataset)) if workers else iter(dataset)
+
+
+class _Workers:
+    """Grain's iterator over worker processes; one that dies gives a `DataError`."""
+
+    def __init__(self, batches: Any):
+        self._batches = batches
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+        self.close = batches.close
+
+    def __iter__(self) -> "_Workers":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            code = re.search(r"process .* exit code (-?\d+)", str(error))
+            if code is None:
+                raise
+            raise DataError(
+                f"a worker process that reads images ended with exit code {code[1]} "
+                "(-9: it was killed, often because memory ran out); start again with "
+                "fewer --data.workers or smaller images"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +174,8 @@ class Batches:
     def _read(
         self, row: int, shape: tuple[int, int], rng: np.random.Generator
     ) -> Batch:
-        record = self.source[row]
         try:
+            record = self.source[row]
             image, boxes, scales = resize_record(
                 record, self.resize, rng if self.plan.train else None
             )
@@ -217,36 +238,69 @@ def resize_record(
 
 
 def _assign_buckets(
-    source: Source, buckets: Sequence[tuple[int, int]], resize: Resize
+    source: Source,
+    buckets: Sequence[tuple[int, int]],
+    resize: Resize,
+    on_bad: OnBad,
 ) -> np.ndarray:
-    """Find the bucket of every record from its annotated size, [n] indices."""
+    """Find every record's bucket from its annotated size, [n] indices, -1: none."""
     if not len(source):
         raise DataError("the source has no records")
     sizes = getattr(source, "sizes", None)
     if sizes is None:
         if len(buckets) == 1 and min(buckets[0]) >= resize.max_size:
             return np.zeros(len(source), np.int64)  # all fit: no need to read them
-        sizes = [image_size(source[i]) for i in range(len(source))]
+        sizes = [_size(source, i, on_bad) for i in range(len(source))]
     sizes, inverse = np.unique(np.asarray(sizes), axis=0, return_inverse=True)
-    # With several shorter sides the image must fit whichever is drawn.
-    side = max(resize.min_sizes, default=None)
-    bucket_of = np.empty(len(sizes), np.int64)
-    for i, size in enumerate(sizes):
-        shape, _ = transforms.resize_shape(
-            tuple(size.tolist()),
-            min_size=side,
-            max_size=resize.max_size,
-            rule=resize.rule,
+    inverse = inverse.ravel()
+    fitting = [find_bucket(tuple(s), buckets, resize) for s in sizes.tolist()]
+    bucket_of = np.array([-1 if b is None else b for b in fitting])[inverse]
+    homeless = np.flatnonzero(bucket_of < 0)
+    if len(homeless) and on_bad == "raise":
+        row = int(homeless[0])
+        shape = _resized(tuple(sizes[inverse[row]].tolist()), resize)
+        raise DataError(
+            f"{source[row].name}: resized to (height, width) = {shape} it fits into "
+            f"none of the buckets {tuple(buckets)}; give one that holds it, or skip "
+            f"such records with {SKIP}"
         )
-        bucket = transforms.smallest_bucket(shape, buckets)
-        if bucket is None:
-            row = int(np.flatnonzero(inverse.ravel() == i)[0])
+    if len(homeless) == len(bucket_of):
+        raise DataError("no image can be read and fits into a bucket")
+    if len(homeless):
+        log.warning("%d x image without a bucket, left out", len(homeless))
+    return bucket_of
+
+
+def _size(source: Source, index: int, on_bad: OnBad) -> tuple[int, int]:
+    try:
+        return image_size(source[index])
+    except DataError as error:
+        if on_bad == "raise":
             raise DataError(
-                f"{source[row].name}: resized to (height, width) = {shape} it fits "
-                f"into none of the buckets {tuple(buckets)}"
-            )
-        bucket_of[i] = bucket
-    return bucket_of[inverse.ravel()]
+                f"{error}; mend it, or skip such records with {SKIP}"
+            ) from error
+        count_and_warn(f"left out: {error}", 1)
+        return 0, 0
+
+
+def find_bucket(
+    size: tuple[int, int], buckets: Sequence[tuple[int, int]], resize: Resize
+) -> int | None:
+    """Return the smallest bucket for an image of this (height, width), None if none."""
+    if 0 in size:
+        return None
+    return transforms.smallest_bucket(_resized(size, resize), buckets)
+
+
+def _resized(size: tuple[int, int], resize: Resize) -> tuple[int, int]:
+    shape, _ = transforms.resize_shape(
+        size,
+        # With several shorter sides the image must fit whichever is drawn.
+        min_size=max(resize.min_sizes, default=None),
+        max_size=resize.max_size,
+        rule=resize.rule,
+    )
+    return shape
 
 
 def _let_workers_start() -> None:

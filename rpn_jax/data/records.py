@@ -4,27 +4,17 @@ Boxes here are `x1, y1, x2, y2` in pixels of the image as annotated, continuous
 (`width = x2 - x1`); sizes are (height, width).
 """
 
-import logging
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-log = logging.getLogger("rpn_jax.data")
+from rpn_jax.data.faults import DataError, Faults, OnFault
 
 # Annotators round outwards and COCO's own boxes overshoot by fractions of a pixel.
 TOLERANCE = 1.0
-
-OnBad = Literal["raise", "skip"]
-SKIP = "on_bad='skip' (--data.on-bad skip)"
-"""What errors name as the way around bad data."""
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file and the record."""
 
 
 class Record(NamedTuple):
@@ -101,7 +91,7 @@ def find_faults(
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     height, width = np.asarray(sizes).reshape(-1, 2).T
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         inside_w = np.minimum(x2, width) - np.maximum(x1, 0)
         inside_h = np.minimum(y2, height) - np.maximum(y1, 0)
         out = np.minimum(x1, y1) < -tolerance
@@ -128,11 +118,12 @@ def count_moved(boxes: np.ndarray, before: np.ndarray) -> int:
     return int((np.abs(boxes - before) > 1e-2).any(axis=1).sum())
 
 
+CLIPPED = "box clipped to the image"
 AREA_TAKEN = "area missing or impossible, the box's taken"
 
 
 def mend_areas(areas: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Put the box's area where the annotated one is NaN, infinite or negative.
+    """Put the box's area where the annotated one is NaN, negative or beyond float32.
 
     Args:
         areas: [n] square pixels, NaN where there is none.
@@ -141,7 +132,7 @@ def mend_areas(areas: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, int]:
     Returns:
         Areas [n] float32 and the number of those that the box gave.
     """
-    bad = ~(np.isfinite(areas) & (areas >= 0))
+    bad = ~((areas >= 0) & (areas <= np.finfo(np.float32).max))
     own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return np.where(bad, own, areas).astype(np.float32), int(bad.sum())
 
@@ -150,7 +141,7 @@ def check_record(
     record: Record,
     num_classes: int,
     *,
-    on_bad: OnBad = "raise",
+    on_bad: OnFault = "raise",
     tolerance: float = TOLERANCE,
 ) -> tuple[Record, Counter[str]]:
     """Check one record of known size; return it clipped, and what was mended.
@@ -162,7 +153,8 @@ def check_record(
     Args:
         record: The record; its `size` must be known.
         num_classes: Labels must lie in 0 .. num_classes - 1.
-        on_bad: "raise" a `DataError` for the first fault, or "skip" the box.
+        on_bad: "raise" a `DataError` for the first fault, or "skip" the box, or what
+            is told of all.
         tolerance: Pixels.
 
     Returns:
@@ -173,62 +165,38 @@ def check_record(
     """
     if record.size is None:
         raise DataError(f"{record.name}: the image size is not known")
-    size = np.asarray(record.size)
+    faults, size = Faults(on_bad), np.asarray(record.size)
     codes = find_faults(
         record.boxes, size, record.labels, num_classes, tolerance=tolerance
     )
-    if codes.any() and on_bad == "raise":
-        raise DataError(describe_fault(record, int(np.flatnonzero(codes)[0]), codes))
-    counts = Counter(f"box {FAULTS[c].split(':')[0]}" for c in codes[codes > 0])
+    for bad in np.flatnonzero(codes).tolist():
+        faults.add(_box_error(record, bad, codes[bad]), "boxes")
     good = codes == 0
     boxes = clip_boxes(record.boxes[good], size)
-    if clipped := count_moved(boxes, record.boxes[good]):
-        counts["box clipped to the image"] = clipped
+    faults.mended(CLIPPED, count_moved(boxes, record.boxes[good]))
     areas, taken = mend_areas(record.areas[good], boxes)
-    if taken:
-        counts[AREA_TAKEN] = taken
+    faults.mended(AREA_TAKEN, taken)
     record = record._replace(
         boxes=boxes,
         labels=record.labels[good],
         ignore=record.ignore[good],
         areas=areas,
     )
-    return record, counts
+    return record, faults.counts
 
 
-def describe_fault(record: Record, index: int, codes: np.ndarray) -> str:
-    """Say in one sentence what is wrong with box `index` of `record`."""
+def box_kind(code: int) -> str:
+    """Say what faults of this code of `find_faults` are counted as."""
+    return f"box {FAULTS[code].split(':')[0]}"
+
+
+def _box_error(record: Record, index: int, code: int) -> DataError:
     box = [round(float(v), 2) for v in record.boxes[index]]
-    size = f" (height, width) = {record.size}" if record.size else ""
-    return (
-        f"{record.name} (image id {record.image_id}{size}): box {index} "
-        f"x1, y1, x2, y2 = {box} {FAULTS[codes[index]]}; "
-        f"mend it, or skip such boxes with {SKIP}"
+    return DataError(
+        f"{record.name} (image id {record.image_id}, (height, width) = {record.size}): "
+        f"box {index} x1, y1, x2, y2 = {box} {FAULTS[code]}",
+        box_kind(code),
     )
-
-
-def report(where: object, counts: Counter[str]) -> None:
-    """Log one warning that says what was left out or mended, and how often."""
-    if counts:
-        text = ", ".join(f"{n} x {what}" for what, n in sorted(counts.items()))
-        log.warning("%s: %s", where, text)
-
-
-_seen: Counter[str] = Counter()
-_lock = threading.Lock()
-
-
-def count_and_warn(what: str, number: int) -> None:
-    """Add to a running count of this process; log it when it gains a digit.
-
-    For faults that are met one at a time while reading: the log shows them without
-    filling up. An image that is read in every epoch counts in every epoch.
-    """
-    with _lock:
-        before = _seen[what]
-        _seen[what] = total = before + number
-    if number and (before == 0 or len(str(total)) > len(str(before))):
-        log.warning("%s: %d so far, counted at each reading", what, total)
 
 
 def class_index(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:

@@ -6,15 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from rpn_jax.data.faults import DataError, OnBad, OnFault, count_and_warn
 from rpn_jax.data.images import header_size
-from rpn_jax.data.records import (
-    DataError,
-    OnBad,
-    Record,
-    Source,
-    check_record,
-    count_and_warn,
-)
+from rpn_jax.data.records import Record, Source, check_record
 from rpn_jax.data.voc import VocSource
 
 
@@ -32,23 +26,27 @@ class TfdsSource:
         dir: The version's directory, the one with `dataset_info.json`.
         split: tfds's split syntax, as "train" or "train[:50%]".
         on_bad: "raise" a `DataError` at a faulty box, or "skip" and count it in the
-            log.
+            log, or what is told of it. A record whose image header is broken has no
+            boxes and no size where "skip" is chosen; who reads the image skips it.
 
     Attributes:
         classes: Class names.
     """
 
-    def __init__(self, dir: str | Path, split: str, on_bad: OnBad = "raise"):
+    def __init__(self, dir: str | Path, split: str, on_bad: OnFault = "raise"):
         import tensorflow_datasets as tfds
 
         self.dir, self.split = Path(dir), split
-        self.on_bad: OnBad = on_bad
+        self.on_bad: OnFault = on_bad
         if not (self.dir / "dataset_info.json").is_file():
             raise DataError(
                 f"{self.dir}: there is no dataset_info.json; give the directory of a "
                 "prepared version, as .../voc/2012/5.0.0"
             )
-        builder: Any = tfds.builder_from_directory(self.dir)
+        try:
+            builder: Any = tfds.builder_from_directory(self.dir)
+        except Exception as error:  # whatever is wrong with its json files
+            raise _broken(self.dir, "the directory", error) from error
         features: Any = builder.info.features or {}
         objects: Any = features["objects"].feature if "objects" in features else {}
         if "bbox" not in objects or "label" not in objects:
@@ -70,6 +68,8 @@ class TfdsSource:
                 f"--dataset_version_dir={self.dir} --out_file_format=array_record "
                 "--out_dir=NEW_DIR`."
             ) from error
+        except Exception as error:  # a split that is not there, a missing file, ...
+            raise _broken(self.dir, f"split {split}", error) from error
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -78,10 +78,30 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         """Read one record; its image is encoded bytes."""
         index = range(len(self))[index]
-        example = self._data[index]
+        try:
+            example = self._data[index]
+        except Exception as error:  # the readers raise anything on damaged files
+            raise _broken(self.dir, f"record {index}", error) from error
         name = example.get("image/filename", f"record {index}")
         name = name.decode() if isinstance(name, bytes) else str(name)
-        height, width = size = header_size(example["image"], f"{self.dir}: {name}")
+        image_id = int(example.get("image/id", index))
+        try:
+            size = header_size(example["image"], f"{self.dir}: {name}")
+        except DataError:
+            if self.on_bad != "skip":
+                raise
+            none = np.zeros(0, np.float32)
+            return Record(
+                example["image"],
+                image_id,
+                name,
+                None,
+                none.reshape(0, 4),
+                none.astype(np.int32),
+                none > 0,
+                none,
+            )
+        height, width = size
         objects = example["objects"]
         relative = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
         boxes = relative[:, [1, 0, 3, 2]] * [width, height, width, height]
@@ -93,7 +113,7 @@ class TfdsSource:
         ignore = objects[self._ignore] if self._ignore else np.zeros(number)
         record = Record(
             example["image"],
-            int(example.get("image/id", index)),
+            image_id,
             name,
             size,
             boxes,
@@ -102,12 +122,23 @@ class TfdsSource:
             np.asarray(objects.get("area", areas), np.float32).reshape(number),
         )
         record, counts = check_record(record, len(self.classes), on_bad=self.on_bad)
-        for what, count in counts.items():
-            count_and_warn(f"{self.dir}: {what}", count)
+        if not callable(self.on_bad):
+            for what, count in counts.items():
+                count_and_warn(f"{self.dir}: {what}", count)
         return record
 
 
-def prepare_tfds(sources: Mapping[str, Source], folder: str | Path) -> Path:
+def _broken(folder: Path, what: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(
+        f"{folder}: {what} cannot be read ({reason}); prepare the data again",
+        "record that cannot be read",
+    )
+
+
+def prepare_tfds(
+    sources: Mapping[str, Source], folder: str | Path, on_bad: OnBad = "raise"
+) -> Path:
     """Write splits as one tfds dataset in array_record files, without TensorFlow.
 
     Image files pass through byte for byte, records keep their order.
@@ -116,6 +147,8 @@ def prepare_tfds(sources: Mapping[str, Source], folder: str | Path) -> Path:
         sources: A source for every split name, all with the same classes. If all are
             `VocSource`s the dataset has the features of tfds's voc, else coco's.
         folder: tfds's data directory; the dataset goes into a folder below.
+        on_bad: A record that cannot be read is a `DataError`, or is skipped and counted
+            in the log. Pixels are not decoded where the file can be copied.
 
     Returns:
         The directory to give to `TfdsSource`.
@@ -127,7 +160,10 @@ def prepare_tfds(sources: Mapping[str, Source], folder: str | Path) -> Path:
 
     voc = all(isinstance(source, VocSource) for source in sources.values())
     builder = (RpnVoc if voc else RpnCoco)(
-        sources=sources, data_dir=str(folder), file_format="array_record"
+        sources=sources,
+        on_bad=on_bad,
+        data_dir=str(folder),
+        file_format="array_record",
     )
     if Path(builder.data_dir).exists():  # tfds would silently keep the old data
         raise DataError(f"{builder.data_dir} exists already; remove it or take another")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rpn_jax.conventions import ImageConvention, ResizeRule
-from rpn_jax.data.records import DataError, count_and_warn
+from rpn_jax.data.faults import DataError, count_and_warn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Refused as error:
         raise ValueError(f"{path} is refused as {kind}: {error}") from error
     except Exception as error:  # the readers raise anything on damaged files
-        reason = re.split(r"\n|\. ", str(error))[0]
+        reason = re.split(r"\n|\. ", str(error))[0][:200]
         raise ValueError(
             f"{path} cannot be read as {kind}, it may be truncated or damaged "
             f"({reason or type(error).__name__})"
@@ -118,7 +118,7 @@ def _zip_holds(path: str, name: str) -> bool:
     except Exception as error:  # a damaged directory: any
         raise ValueError(
             f"{path} cannot be read, it is a zip archive that is truncated or damaged "
-            f"({error})"
+            f"({str(error)[:200]})"
         ) from error
 
 

@@ -128,14 +128,26 @@ def _own(file: str | os.PathLike) -> Recognised:
         raise ValueError(
             f"{os.fspath(file)} holds weights, but not the config of their network"
         )
+    arrays = {
+        "/".join(key.key for key in p): x for p, x in jax.tree.leaves_with_path(params)
+    }
+    try:
+        config = network_config(metadata["model"])
+        layers = (config if isinstance(config, RPNConfig) else config.rpn).head_convs
+        if layers > len(arrays):  # nor is the time taken to build them
+            raise ValueError(f"it has {len(arrays)} arrays and wants {layers} layers")
+    except Exception as error:  # json of any kind meets the types of the fields
+        raise _no_network(os.fspath(file), error) from error
     return Recognised(
-        "weights of rpn_jax",
-        network_config(metadata["model"]),
-        Dialect("/".join, torch=False),
-        {
-            "/".join(key.key for key in p): x
-            for p, x in jax.tree.leaves_with_path(params)
-        },
+        "weights of rpn_jax", config, Dialect("/".join, torch=False), arrays
+    )
+
+
+def _no_network(name: str, error: Exception) -> ValueError:
+    reason = re.split(r"\n|\. ", str(error))[0][:200]
+    return ValueError(
+        f"{name} holds a config that is of no network here: "
+        f"{type(error).__name__}: {reason}"
     )
 
 
@@ -146,8 +158,14 @@ def _fill(
     parts: Sequence[str] | None,
     allow: Sequence[str],
 ) -> Loaded:
-    init = partial(make_network(config).init, image_size=(64, 64))
-    paths = paths_of(jax.eval_shape(init, jax.random.key(0)))
+    key = jax.random.key(0)
+    try:
+        init = partial(make_network(config).init, image_size=(64, 64))
+        paths = paths_of(jax.eval_shape(init, key))
+    except Exception as error:
+        if config is not found.config:  # the caller's
+            raise
+        raise _no_network(name, error) from error
     known = {found.dialect.name(path) for path in paths}
     if parts is not None:
         paths = {path: shape for path, shape in paths.items() if path[1] in parts}

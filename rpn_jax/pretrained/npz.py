@@ -3,7 +3,6 @@
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,10 +32,10 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return {key: arrays[key] for key in arrays.files}
-        except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
+        except Exception as error:  # NumPy and zipfile raise anything on damaged files
             raise ValueError(
                 f"{os.fspath(path)} cannot be read as .npz weights; it may be "
-                f"truncated or another kind of file ({error})"
+                f"truncated or another kind of file ({str(error)[:200]})"
             ) from error
 
 
@@ -83,16 +82,27 @@ def load_params_npz(
         ValueError: If the file is truncated, damaged or of another kind.
     """
     flat = read_npz(path)
-    metadata = json.loads(str(flat.pop(_METADATA, "{}")))
-    return unflatten(flat), metadata
+    try:
+        metadata = json.loads(str(flat.pop(_METADATA, "{}")))
+        if not isinstance(metadata, dict):
+            raise ValueError("no object")
+        return unflatten(flat), metadata
+    except Exception as error:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be read as weights of rpn_jax: its metadata or "
+            f"the names of its arrays are damaged ({str(error)[:200]})"
+        ) from error
 
 
 def is_own(path: str | os.PathLike) -> bool:
     """Tell whether a file was written by `save_params_npz`."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return f"{_METADATA}.npy" in archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return f"{_METADATA}.npy" in archive.namelist()
+    except Exception:  # a damaged directory: any; who reads the file says so
+        return False
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

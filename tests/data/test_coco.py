@@ -67,15 +67,17 @@ def test_an_area_that_makes_no_sense_is_the_box_s(write, tmp_path, area, caplog)
 
 
 def test_an_area_that_is_no_number_is_an_error(write, tmp_path):
-    with pytest.raises(DataError, match=r"boxes\.json: every area is a number"):
+    with pytest.raises(
+        DataError, match=r"boxes\.json: annotation 0 needs a number as area"
+    ):
         CocoSource(write({"bbox": [1, 2, 3, 4], "area": "big"}), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        ([{"id": 3}], "an entry lacks the field 'name'"),
-        ([{"name": "cat"}], "an entry lacks the field 'id'"),
+        ([{"id": 3}], "category 0 .* lacks the field 'name'"),
+        ([{"name": "cat"}], "category 0 .* lacks the field 'id'"),
         ([{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}], "2 categories .* id 3"),
     ],
 )
@@ -93,7 +95,9 @@ def test_sizes_are_read_from_the_files_where_the_json_has_none(write, tmp_path):
     path = write(images=[{"id": 1, "file_name": "a.png"}], annotations=[])
     assert CocoSource(path, tmp_path)[0].size == (80, 100)
     (tmp_path / "a.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"a\.png: .*broken.*--data\.on-bad skip"):
+    with pytest.raises(
+        DataError, match=r"a\.png \(id 1\): .*broken.*--data\.on-bad skip"
+    ):
         CocoSource(path, tmp_path)
     assert len(CocoSource(path, tmp_path, on_bad="skip")) == 0
 
@@ -133,7 +137,7 @@ def test_a_missing_field_is_named(write, tmp_path, field):
     data = json.loads(path.read_text())
     del data["annotations"][0][field]
     path.write_text(json.dumps(data))
-    with pytest.raises(DataError, match=f"boxes.json: an entry lacks .*{field}"):
+    with pytest.raises(DataError, match=f"boxes.json: annotation 0 lacks .*{field}"):
         CocoSource(path, tmp_path)
 
 
@@ -167,7 +171,7 @@ def test_boxes_alone_need_no_files(write, tmp_path):
     assert CocoSource(path, None)[0].boxes.tolist() == [[1, 2, 4, 6]]
     # Where the json does not say the size, the file has to.
     image = {"id": 5, "file_name": "a.png"}
-    with pytest.raises(DataError, match="no such image file: a.png"):
+    with pytest.raises(DataError, match=r"a\.png \(id 5\) has no height"):
         CocoSource(write(images=[image]), None)
 
 

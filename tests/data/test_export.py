@@ -5,8 +5,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from rpn_jax.data import coco_results
+from rpn_jax.data import CocoSource, DataError, coco_results, export_coco
 
 BOXES = np.array([[[10, 20, 40, 60], [0, 0, 5, 5]], 2 * [[1, 2, 3, 4]]], np.float32)
 SCORES = np.array([[0.5, 0.25], [0.75, 1]], np.float32)
@@ -55,3 +56,36 @@ def test_label_without_a_category_is_named(label):
     labels = np.where(LABELS == 2, label, LABELS)
     with pytest.raises(ValueError, match=f"labels must be 0 to 2.* got .*{label}"):
         coco_results([4, 7], BOXES, SCORES, labels, VALID, category_ids=(1, 2, 3))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three images of which the second is broken and the third has the first's name."""
+    names = ["one/a.png", "b.png", "two/a.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), "red").save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"broken")
+    images = [
+        dict(id=i, file_name=name, width=9, height=9) for i, name in enumerate(names)
+    ]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(dict(images=images, annotations=[], categories=[])))
+    return CocoSource(path, tmp_path)
+
+
+def test_a_broken_image_stops_the_export_or_is_left_out_and_counted(
+    images, tmp_path, caplog
+):
+    with pytest.raises(DataError, match=r"b\.png \(image id 1\).*--data\.on-bad skip"):
+        export_coco(images, tmp_path / "out")
+    path = export_coco(images, tmp_path / "out", on_bad="skip")
+    written = CocoSource(path, tmp_path / "out" / "images")
+    assert [record.image_id for record in written] == [0, 2]
+    assert "1 x image that cannot be read" in caplog.text
+
+
+def test_images_of_one_name_are_all_exported(images, tmp_path):
+    path = export_coco(images, tmp_path / "out", on_bad="skip")
+    names = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+    assert names == ["a.png", "a_2.png"]

@@ -1,6 +1,7 @@
 """Any image file comes out as the 8-bit RGB pixels that a viewer would show."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_exif_rotation_is_applied_when_the_annotated_size_says_so(colours, orien
     np.testing.assert_array_equal(load_image(record(data, (6, 10))), colours)
 
 
+def test_an_orientation_of_another_type_is_none(colours):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(colours), "JPEG", exif=exif)
+    tag = struct.pack(">HH" if b"MM\0*" in data else "<HH", 0x0112, 3)
+    assert data.count(tag) == 1
+    data = data.replace(tag, tag.replace(b"\x03", b"\x07"))  # bytes, not a number
+    assert decode_image(data, upright=True).shape == colours.shape
+
+
 def test_without_an_annotated_size_pixels_stay_unless_upright_is_asked(colours):
     data = with_orientation(colours, 6)
     np.testing.assert_array_equal(load_image(record(data)), colours)
@@ -113,7 +124,9 @@ def test_without_an_annotated_size_pixels_stay_unless_upright_is_asked(colours):
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_size_that_fits_in_no_orientation_is_an_error(colours, orientation):
     data = with_orientation(colours, orientation)
-    with pytest.raises(DataError, match=r"photo\.jpg: .*\(7, 10\), the file has \(6"):
+    with pytest.raises(
+        DataError, match=r"photo\.jpg \(image id 0\): .*\(7, 10\), the file has \(6"
+    ):
         load_image(record(data, (7, 10)))
 
 
@@ -123,13 +136,17 @@ def test_a_truncated_file_is_named_in_one_sentence(tmp_path, kind):
     path = tmp_path / "half"
     data = encode(Image.fromarray(noise), kind)
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"^photo\.jpg: the image cannot be read"):
+    with pytest.raises(
+        DataError, match=r"^photo\.jpg \(image id 0\): the image cannot be read"
+    ):
         load_image(record(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image at all"])
 def test_a_file_that_is_no_image_is_named(content):
-    with pytest.raises(DataError, match=r"photo\.jpg: the image cannot be read"):
+    with pytest.raises(
+        DataError, match=r"photo\.jpg \(image id 0\): the image cannot be read"
+    ):
         load_image(record(content))
 
 
@@ -158,5 +175,5 @@ def test_an_empty_image_is_an_error(image):
     ],
 )
 def test_pixels_of_another_kind_are_refused(pixels):
-    with pytest.raises(DataError, match=r"photo\.jpg: pixels must be"):
+    with pytest.raises(DataError, match=r"photo\.jpg \(image id 0\): pixels must be"):
         load_image(record(pixels))

@@ -1,8 +1,12 @@
 """Batches: shuffled, sharded, padded, whole, and the same again after a resume."""
 
 import itertools
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -259,7 +263,7 @@ class Broken(Flat):
 
 def test_a_broken_image_stops_the_reader_with_its_name():
     with pytest.raises(
-        DataError, match=r"flat-1\.png: the image .*--data\.on-bad skip"
+        DataError, match=r"flat-1\.png \(image id 1\): the image .*--data\.on-bad skip"
     ):
         read(Broken(4), 1, buckets=((64, 64),))
 
@@ -270,7 +274,66 @@ def test_a_broken_image_is_left_out_and_counted_where_that_is_chosen(caplog):
     )
     assert batch.image_ids.tolist() == [0, -1, 2, 3]
     assert batch.valid.all(axis=1).tolist() == [True, False, True, True]
-    assert "flat-1.png: the image cannot be read" in caplog.text
+    assert "flat-1.png (image id 1): the image cannot be read" in caplog.text
+
+
+class Unreadable(Flat):
+    """The source itself cannot read the second record."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise DataError("data: record 1 is damaged")
+        return super().__getitem__(index)
+
+
+def test_a_record_that_the_source_cannot_read_is_left_out_like_an_image(caplog):
+    options = dict(train=False, buckets=((64, 64),))
+    with pytest.raises(DataError, match="data: record 1 is damaged; mend it, or skip"):
+        read(Unreadable(4), 1, **options)
+    (batch,) = read(Unreadable(4), 1, on_bad="skip", **options)
+    assert batch.image_ids.tolist() == [0, -1, 2, 3]
+    assert "left out: data: record 1 is damaged" in caplog.text
+    # Where sizes are wanted first, the record is in no bucket.
+    batches = read(Unreadable(4), on_bad="skip", train=False)
+    assert sorted(i for i in ids(batches) if i >= 0) == [0, 2, 3]
+
+
+def test_images_without_a_bucket_are_left_out_and_counted_where_that_is_chosen(caplog):
+    options = dict(on_bad="skip", buckets=((48, 64),))
+    in_order = ids(read(Flat(8), train=False, **options))
+    assert in_order == [0, 3, 4, 7]
+    assert "4 x image without a bucket, left out" in caplog.text
+    assert set(ids(read(Flat(8), 6, **options))) == {0, 3, 4, 7}
+    with pytest.raises(DataError, match="no image can be read and fits into a bucket"):
+        read(Flat(8), 1, on_bad="skip", buckets=((8, 8),))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_reported_within_seconds():
+    batches = make_dataset(
+        Flat(8), batch=2, buckets=((384, 384),), workers=2, prefetch=1, threads=1
+    )
+    next(batches)
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(
+        DataError, match=r"worker process .* exit code -9 .*--data\.wor"
+    ):
+        for _ in range(20):
+            next(batches)
+    assert time.monotonic() - start < 10
+    batches.close()
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_worker_arrives_as_the_same_sentence():
+    batches = make_dataset(Broken(4), batch=4, buckets=((384, 384),), workers=1)
+    with pytest.raises(DataError) as error:
+        next(batches)
+    batches.close()
+    assert str(error.value).startswith("flat-1.png (image id 1): the image cannot be")
+    assert str(error.value).endswith("(--data.on-bad skip)")
 
 
 def test_a_square_padded_batch_is_what_pillow_gives(shared_data):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rpn_jax.data import DataError, Record, check_record
-from rpn_jax.data.records import count_and_warn
+from rpn_jax.data.faults import count_and_warn
 
 GOOD = [10, 20, 30, 60]
 BAD = {

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -131,6 +132,74 @@ def test_tfrecord_is_refused_with_the_way_to_convert(prepared, tmp_path):
 def test_what_is_no_prepared_directory_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no dataset_info\.json"):
         TfdsSource(tmp_path, "train")
+
+
+def test_a_broken_image_stops_the_preparation_or_is_left_out(coco, tmp_path, caplog):
+    shutil.copytree(coco.json.parent, tmp_path / "coco")
+    copy = CocoSource(tmp_path / "coco" / coco.json.name, tmp_path / "coco" / "images")
+    copy[1].image.write_bytes(b"broken")
+    with pytest.raises(DataError, match=rf"{copy[1].name}: the image cannot .*skip"):
+        prepare_tfds({"train": copy}, tmp_path / "one")
+    path = prepare_tfds({"train": copy}, tmp_path / "two", on_bad="skip")
+    source = TfdsSource(path, "train")
+    assert [source[i].image_id for i in range(4)] == [0, 2, 3, 4]
+    assert "1 x image that cannot be read" in caplog.text
+
+
+def damaged(prepared, folder, old: bytes, new: bytes):
+    """Copy a prepared directory, with something else in its records."""
+    shutil.copytree(prepared, folder)
+    (file,) = folder.glob("*.array_record*")
+    content = file.read_bytes()
+    assert content.count(old) >= 1 and len(old) == len(new)
+    file.write_bytes(content.replace(old, new, 1))
+    return folder
+
+
+def test_a_damaged_record_is_named_and_skipped(prepared, tmp_path, caplog):
+    folder = damaged(prepared, tmp_path / "copy", b"IHDR", b"IHDX")
+    options = dict(batch=5, buckets=((64, 64),), resize=Resize(max_size=64))
+    with pytest.raises(DataError, match=r"copy: record \d cannot be read \(Corr.*skip"):
+        next(make_dataset(TfdsSource(folder, "train"), train=False, **options))
+    source = TfdsSource(folder, "train", on_bad="skip")
+    batches = make_dataset(source, train=False, on_bad="skip", **options)
+    assert sorted(next(batches).image_ids.tolist())[0] == -1
+    batches.close()
+    assert "left out: " in caplog.text
+
+
+def test_a_record_with_a_broken_image_has_no_boxes_where_faults_are_skipped(prepared):
+    for on_bad in ("raise", "skip"):
+        source = TfdsSource(prepared, "train", on_bad=on_bad)
+        source._data = [{**source._data[0], "image": b"broken"}]
+        make = dict(batch=1, buckets=((64, 64), (32, 32)), train=False)
+        if on_bad == "raise":
+            with pytest.raises(
+                DataError, match=r"png: the image .* is broken: it is in"
+            ):
+                source[0]
+        else:
+            assert len(source[0].boxes) == 0 and source[0].size is None
+            with pytest.raises(DataError, match="no image can be read"):
+                make_dataset(source, on_bad="skip", **make)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "array_record"])
+def test_a_cut_file_of_a_prepared_directory_is_named(prepared, tmp_path, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    (file,) = folder.glob(f"*{name}*")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(
+        DataError, match=r"copy: .* cannot be read \(.*prepare the data"
+    ):
+        source = TfdsSource(folder, "train")
+        [source[i] for i in range(len(source))]
+
+
+def test_a_split_that_is_not_there_is_named(prepared):
+    with pytest.raises(DataError, match=r"split test cannot be read \("):
+        TfdsSource(prepared, "test")
 
 
 def test_old_data_is_never_taken_for_new(coco, prepared):

@@ -59,7 +59,7 @@ def test_other_names_are_sorted_or_taken_from_the_caller(write, root):
     assert VocSource(root, "train").classes == ("nut", "screw")
     source = VocSource(root, "train", classes=("bolt", "screw", "nut"))
     assert source[0].labels.tolist() == [1, 2]
-    with pytest.raises(DataError, match=r"a\.jpg.*box 0 .*unknown category"):
+    with pytest.raises(DataError, match=r"a\.xml.*box 0 .*unknown category"):
         VocSource(root, "train", classes=("nut",))
 
 
@@ -87,7 +87,7 @@ def test_boxes_that_count_from_zero_are_clipped_and_counted(write, root, caplog)
     [
         ((50, 40, 20, 10), "looks like x, y, width, height"),
         ((50, 40, 120, 60), "outside the image"),
-        (("", 40, 120, 60), "needs a bndbox"),
+        (("", 40, 120, 60), "needs a name and a bndbox"),
     ],
 )
 def test_a_faulty_annotation_is_named_or_skipped(write, root, box, message, caplog):
@@ -101,15 +101,21 @@ def test_a_faulty_annotation_is_named_or_skipped(write, root, box, message, capl
     assert "1 x" in caplog.text
 
 
-@pytest.mark.parametrize("folder", ["JPEGImages", "Annotations"])
-def test_missing_files_are_named_or_skipped(write, root, folder, caplog):
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("JPEGImages", "annotation without an image"),
+        ("Annotations", "image without an annotation"),
+    ],
+)
+def test_missing_files_are_named_or_skipped(write, root, folder, kind, caplog):
     write("a")
     write("b")
     next((root / folder).glob("b.*")).unlink()
     with pytest.raises(DataError, match=r"b\.(jpg|xml)"):
         VocSource(root, "train")
     assert len(VocSource(root, "train", on_bad="skip")) == 1
-    assert "1 x record with a missing" in caplog.text
+    assert f"1 x {kind}" in caplog.text
 
 
 def test_broken_xml_and_unknown_splits_are_named(write, root):
