@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.compilations import Compilations
 from experiments.config import (
     TrainConfig,
     UsageError,
@@ -28,8 +29,10 @@ from experiments.config import (
     same_run,
     use_compilation_cache,
 )
+from experiments.cost import report
 from experiments.data import open_source, train_batches
 from experiments.evaluate import Evaluation, Evaluator, draw_examples, table
+from experiments.trace import Trace
 from rpn_jax.faster_rcnn import make_network
 from rpn_jax.pretrained import load, overlay, save_params_npz
 from rpn_jax.training.checkpoint import Checkpoints
@@ -48,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
     """Train as the command line says; return the exit code."""
     config = parse_config(argv)
     use_compilation_cache()
+    if config.dry_run:
+        print(report(config, setup))
+        return 0
     try:
         train(config)
     except NonFiniteError as error:
@@ -66,7 +72,9 @@ def train(config: TrainConfig) -> None:
         UsageError: what the configuration names is not there or does not fit.
         NonFiniteError: a loss is NaN or infinite.
     """
+    compilations = Compilations()
     mesh, state, train_step, data, evaluate = setup(config)
+    train_step = compilations.explain(train_step)
     workdir = config.workdir
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.last is not None:
@@ -82,9 +90,11 @@ def train(config: TrainConfig) -> None:
             tensorboard=workdir / "tensorboard" if config.tensorboard else None,
         )
         result = None
-        with writer, closing(data), Terminated() as terminated:
+        trace = Trace(config, first=int(state.step) + 1)
+        with writer, closing(data), Terminated() as terminated, trace:
             for step in range(int(state.step) + 1, config.steps + 1):
-                state, metrics = train_step(state, put_batch(mesh, next(data)))
+                with trace.step(step):
+                    state, metrics = train_step(state, put_batch(mesh, next(data)))
                 writer.step(step, metrics)
 
                 last, every = step == config.steps, config.eval.every
@@ -99,6 +109,7 @@ def train(config: TrainConfig) -> None:
                 if terminated and not last:
                     print(f"stopped at step {step}; the same command goes on from here")
                     return
+        print(compilations.report())
         finish(config, state, checkpoints, evaluate, result)
 
 
@@ -112,8 +123,12 @@ class Setup(NamedTuple):
     evaluate: Evaluator
 
 
-def setup(config: TrainConfig) -> Setup:
+def setup(config: TrainConfig, mesh: jax.sharding.Mesh | None = None) -> Setup:
     """Open the data, make the work folder, initialise the network.
+
+    Args:
+        config: of the run.
+        mesh: devices to use; all by default.
 
     Raises:
         UsageError: what the configuration names is not there or does not fit.
@@ -124,7 +139,7 @@ def setup(config: TrainConfig) -> Setup:
         open_source(config.data, split, classes=classes) for split in ("train", "val")
     )
     weights = load_weights(config)
-    mesh = data_mesh()
+    mesh = data_mesh() if mesh is None else mesh
     if config.batch % mesh.size:
         raise UsageError(
             f"--batch {config.batch} cannot be split evenly over {mesh.size} devices"
