@@ -134,7 +134,9 @@ class Evaluator:
 
     def __call__(self, params: Any) -> Evaluation:
         """Propose, and detect, on every image and measure."""
-        totals, first, kept = RecallTotals.zeros(), {}, 0
+        first, kept = {}, 0
+        # Where the next ones will lie, or the second batch would compile anew.
+        totals = jax.device_put(RecallTotals.zeros(), replicated(self._mesh))
         unread = set(range(len(self._source)))
         batches = eval_batches(self._source, self._data, batch=self._batch)
         self._precision.clear()
