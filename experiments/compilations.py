@@ -64,11 +64,11 @@ class Compilations:
         groups: dict[str, list[Program]] = {}
         for program in self.programs:
             groups.setdefault(NAMES.get(program.name, "other"), []).append(program)
-        parts = [
-            f"{name} {len(groups[name])} x, {sum(p.seconds for p in groups[name]):.1f} s"
-            for name in (*NAMES.values(), "other")
-            if name in groups
-        ]
+        parts = []
+        for name in (*NAMES.values(), "other"):
+            if name in groups:
+                seconds = sum(p.seconds for p in groups[name])
+                parts.append(f"{name} {len(groups[name])} x, {seconds:.1f} s")
         cached = sum(p.cached for p in self.programs)
         end = f" ({cached} of them read from the cache)" if cached else ""
         first = f"compiled    {'; '.join(parts) or 'nothing'}{end}"
@@ -79,7 +79,11 @@ class Compilations:
         now = _describe(arguments)
         if self._seen:
             differences = [
-                [f"{k}: {then.get(k)} -> {v}" for k, v in now.items() if then.get(k) != v]
+                [
+                    f"{k}: {then.get(k)} -> {v}"
+                    for k, v in now.items()
+                    if then.get(k) != v
+                ]
                 for then in self._seen
             ]
             fewest = min(differences, key=len)
@@ -109,14 +113,14 @@ def _programs() -> list[Program]:
     heard: list[Program] = []
     read: dict[str, float] = {}
 
-    def listen(event: str, seconds: float, **about: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: Any) -> None:
         if event in (_READ, _SAVED):  # these two come before the third
-            read[event] = seconds
+            read[event] = duration_secs
         elif event == _COMPILED:
-            name = str(about.get("fun_name", ""))
+            name = str(kwargs.get("fun_name", ""))
             name = name.removeprefix("jit(").removesuffix(")")
-            compiling = sum(read.values()) if read else seconds
-            heard.append(Program(name, seconds, bool(read), compiling))
+            compiling = sum(read.values()) if read else duration_secs
+            heard.append(Program(name, duration_secs, bool(read), compiling))
             read.clear()
 
     jax.monitoring.register_event_duration_secs_listener(listen)

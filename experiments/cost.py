@@ -1,4 +1,4 @@
-"""What a run costs, before anything is trained: `experiments.train CONFIG --dry-run`."""
+"""What a run costs before anything is trained: `experiments.train CONFIG --dry-run`."""
 
 import dataclasses
 import math
@@ -101,14 +101,14 @@ def report(config: TrainConfig, setup: Callable[[TrainConfig], Any]) -> str:
     ]
     batch = put_batch(mesh, next(iter(read.batches.values())))
     largest = max(sizes, key=math.prod)
-    parts.append(anchors(config, state.params, [_resized(batch, s) for s in sizes]))
+    parts.append(anchors(config, state.params, [resized(batch, s) for s in sizes]))
 
     model = make_network(config.model)
-    programs = stages(model, mesh, state.params, _resized(batch, largest))
+    programs = stages(model, mesh, state.params, resized(batch, largest))
     seconds, talk = {}, ""
     for size in sizes:
-        name = f"training step {_by(size)}"
-        program, step = compiled(name, run.train_step, state, _resized(batch, size))
+        name = f"training step {by(size)}"
+        program, step = compiled(name, run.train_step, state, resized(batch, size))
         programs.append(program)
         if size == largest:
             talk = _talk(step)
@@ -120,16 +120,17 @@ def report(config: TrainConfig, setup: Callable[[TrainConfig], Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def read_input(data: Any, batches: int = 20) -> Input:
+def read_input(data: Any, batches: int = 20, ahead: int = AHEAD) -> Input:
     """Read batches as fast as they come.
 
     Args:
         data: the iterator of a run.
         batches: how many to time.
+        ahead: how many to read before that.
     """
     first, counts, start = {}, Counter(), 0.0
-    for i in range(AHEAD + batches):
-        if i == AHEAD:
+    for i in range(ahead + batches):
+        if i == ahead:
             start = time.perf_counter()
         batch = next(data)
         size = batch.images.shape[1:3]
@@ -277,9 +278,9 @@ def parameters(config: TrainConfig, params: Any) -> str:
             sum(x.nbytes for x in leaves),
         ]
         total = [x + y for x, y in zip(total, counts, strict=True)]
-        rows.append((part, f"{counts[0]:,}", f"{counts[1]:,}", _mib(counts[2])))
-    rows.append(("all", f"{total[0]:,}", f"{total[1]:,}", _mib(total[2])))
-    return _columns(rows)
+        rows.append((part, f"{counts[0]:,}", f"{counts[1]:,}", mib(counts[2])))
+    rows.append(("all", f"{total[0]:,}", f"{total[1]:,}", mib(total[2])))
+    return columns(rows)
 
 
 def memory(state: Any) -> str:
@@ -287,7 +288,7 @@ def memory(state: Any) -> str:
 
     def held(tree: Any) -> str:
         shards = [x.addressable_shards[0].data for x in jax.tree.leaves(tree)]
-        return f"{_mib(sum(x.nbytes for x in shards))} MiB"
+        return f"{mib(sum(x.nbytes for x in shards))} MiB"
 
     average = f", moving average {held(state.ema)}" if state.ema is not None else ""
     return (
@@ -304,37 +305,37 @@ def anchors(config: TrainConfig, params: Any, batches: Sequence[Batch]) -> str:
         maps = jax.eval_shape(trunk(model), params, batch)
         images = (batch.images, batch.image_sizes)
         found = jax.eval_shape(first_stage(model), params, *images).anchors
-        padded = _by(batch.images.shape[1:3])
+        padded = by(batch.images.shape[1:3])
         for level, (grid, boxes) in enumerate(zip(maps, found, strict=True)):
             sizes = " ".join(f"{size:g}" for size in config.rpn.sizes[level])
             ratios = " ".join(f"{ratio:g}" for ratio in config.rpn.ratios)
             number, stride = f"{len(boxes):,}", str(config.rpn.strides[level])
-            row = (padded, str(level), stride, _by(grid.shape[1:3]))
+            row = (padded, str(level), stride, by(grid.shape[1:3]))
             rows.append((*row, sizes, ratios, number))
         total = sum(len(boxes) for boxes in found)
         rows.append((padded, "all", "", "", "", "", f"{total:,}"))
-    return _columns(rows)
+    return columns(rows)
 
 
 def _programs(programs: Sequence[Program], size: tuple[int, int]) -> str:
     head = "program|trace, s|compile, s|GFLOP|GB|arguments|results|in place"
-    rows = [(*head.split("|"), "temporaries", "together")]
+    rows = [[*head.split("|"), "temporaries", "together"]]
     for p in programs:
         together = p.arguments + p.outputs - p.aliased + p.temporaries
         sizes = (p.arguments, p.outputs, p.aliased, p.temporaries, together)
-        costs = ("-" if x is None else f"{x / 1e9:.2f}" for x in (p.flops, p.bytes))
-        seconds = (f"{p.trace:.1f}", f"{p.compile:.1f}{'*' if p.cached else ''}")
-        rows.append((p.name, *seconds, *costs, *(_mib(x) for x in sizes)))
+        costs = ["-" if x is None else f"{x / 1e9:.2f}" for x in (p.flops, p.bytes)]
+        seconds = [f"{p.trace:.1f}", f"{p.compile:.1f}{'*' if p.cached else ''}"]
+        rows.append([p.name, *seconds, *costs, *(mib(x) for x in sizes)])
     return (
-        f"each program from the images on, {_by(size)} where nothing else is said\n"
-        f"{_columns(rows)}"
+        f"each program from the images on, {by(size)} where nothing else is said\n"
+        f"{columns(rows)}"
     )
 
 
 def _talk(step: Any) -> str:
     """Say what the devices send each other in a step."""
     found = collectives(step.as_text())
-    lines = [f"  {c.kind} {c.count} x, {_mib(c.bytes)} MiB in all" for c in found]
+    lines = [f"  {c.kind} {c.count} x, {mib(c.bytes)} MiB in all" for c in found]
     return "\n".join(["between devices, each step:", *lines]) if lines else ""
 
 
@@ -344,7 +345,7 @@ def _speed(
     """Say what was measured, and how long the run will take at least."""
     lines = ["measured, images/s"]
     for size, step in seconds.items():
-        lines.append(f"  step alone   {config.batch / step:8.1f}  {_by(size)}")
+        lines.append(f"  step alone   {config.batch / step:8.1f}  {by(size)}")
     how = "workers" if config.data.workers else "threads"
     number = config.data.workers or config.data.threads
     rate = config.batch / jax.process_count() / read.seconds
@@ -356,7 +357,7 @@ def _speed(
     return "\n".join(lines)
 
 
-def _resized(batch: Batch, size: tuple[int, int]) -> Batch:
+def resized(batch: Batch, size: tuple[int, int]) -> Batch:
     """Return the shapes of a batch whose images are padded to `size`."""
 
     def shape(x: jax.Array, dimensions: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -366,7 +367,7 @@ def _resized(batch: Batch, size: tuple[int, int]) -> Batch:
     return Batch(*(shape(x, x.shape) for x in batch))._replace(images=images)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows, the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -378,9 +379,11 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _by(size: Sequence[int]) -> str:
+def by(size: Sequence[int]) -> str:
+    """Write a size."""
     return f"{size[0]} x {size[1]}"
 
 
-def _mib(number: int) -> str:
+def mib(number: int) -> str:
+    """Write bytes as MiB."""
     return f"{number / 2**20:.1f}"

@@ -91,7 +91,8 @@ def test_a_loop_of_unknown_length_says_so():
             Collective("reduce-scatter", 1, 8 * 16 * 4),
         ),
         (
-            "%s = (f32[8,16]{1,0}, f32[32,16]{1,0}) all-gather-start(%p), dimensions={0}",
+            "%s = (f32[8,16]{1,0}, f32[32,16]{1,0}) "
+            "all-gather-start(%p), dimensions={0}",
             Collective("all-gather", 1, 32 * 16 * 4),
         ),
         (
