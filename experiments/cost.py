@@ -91,7 +91,9 @@ def report(config: TrainConfig, setup: Callable[[TrainConfig], Any]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         run = setup(dataclasses.replace(config, workdir=Path(folder)))
         with closing(run.data):
-            read = read_input(run.data)
+            # Workers read ahead, each for itself.
+            ahead = AHEAD * (config.data.workers + 1)
+            read = read_input(run.data, ahead=ahead)
     mesh, state, sizes = run.mesh, run.state, config.data.padded_sizes
     parts = [
         f"{config.steps} steps of {config.batch} images on {mesh.size} x "

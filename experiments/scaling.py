@@ -50,6 +50,9 @@ from rpn_jax.training.mesh import data_mesh, put_batch
 WAYS = ((1, 0), (2, 0), (4, 0), (4, 1), (4, 2))
 """How the input is read: threads (of each worker), worker processes."""
 
+LEAST = 60
+"""Batches of input to time at least."""
+
 
 class InputRate(NamedTuple):
     """Images/s of the input alone.
@@ -104,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder for scaling.json, scaling.md")
     args, rest = parser.parse_known_args(argv)
     config = parse_config(rest)
-    simulate(max(args.devices))
+    check_devices(max(args.devices))
     use_compilation_cache()
 
     about = machine({"device": jax.devices()[0].device_kind})
@@ -123,26 +126,30 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def simulate(devices: int) -> None:
-    """Have a CPU pass for so many devices, unless it does already.
+def check_devices(number: int) -> None:
+    """Have a CPU pass for so many devices, unless it does for more already.
 
     Raises:
         UsageError: there are fewer devices.
     """
-    if jax.config.values["jax_num_cpu_devices"] < devices:
-        jax.config.update("jax_num_cpu_devices", devices)
-    if devices > jax.device_count():
-        raise UsageError(f"--devices {devices}: there are {jax.device_count()}")
+    if jax.config.values["jax_num_cpu_devices"] < number:
+        try:
+            jax.config.update("jax_num_cpu_devices", number)
+        except RuntimeError:  # too late, the devices are in use
+            pass
+    if number > jax.device_count():
+        raise UsageError(f"--devices {number}: there are {jax.device_count()}")
 
 
 def measure_input(config: TrainConfig, batches: int) -> Iterator[InputRate]:
-    """Read training batches in each of `WAYS`; nothing else runs meanwhile."""
+    """Read at least so many batches in each of `WAYS`; nothing else runs meanwhile."""
     source = open_source(config.data, "train", classes=classes_of(config.model))
     for threads, workers in WAYS:
         way = dataclasses.replace(config.data, threads=threads, workers=workers)
         data = train_batches(source, way, batch=config.batch, seed=config.seed)
-        # Workers read ahead, each for itself.
-        read = read_input(data, batches, ahead=AHEAD * max(workers, 1))
+        # Workers read ahead, each for itself, and start one after the other: what they
+        # have in store must not be what is timed.
+        read = read_input(data, max(batches, LEAST), ahead=2 * AHEAD * (workers + 1))
         data.close()
         yield InputRate(threads, workers, config.batch / read.seconds)
 

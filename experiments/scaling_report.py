@@ -23,8 +23,12 @@ without `--out` it only prints.
   comes out, of the others what goes in.
 
 The batch is that of the config, split over the devices. **On a CPU the devices are
-simulated and share its cores, so images/s cannot grow with them.** What these rows
-show is the collectives, the memory of each device, and what splitting costs.
+simulated: they share its cores, and their images/s say nothing of how a run scales.**
+What these rows show is the collectives, and the memory of each device. Two things are
+CPU's own. Where there are all-gathers of some kB, they are of the objects of the whole
+batch: matching goes image by image there, on each device for all images. And the
+gradients of sharded parameters are reduced by an all-reduce and a slice, not by a
+reduce-scatter.
 """
 
 FORMULA = """\
