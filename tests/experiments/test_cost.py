@@ -6,15 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cost, train
+from experiments import cost, evaluate, train
 from experiments.config import load_config, parse_config
 from rpn_jax.batch import Batch
 from rpn_jax.faster_rcnn import FasterRCNNConfig, make_network
 from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.mesh import data_mesh
 
+# The programs are those of test_train.
 TINY = (
-    "shapes --steps 6 --batch 2 --data.train 16 --data.val 4 --data.max-boxes 20 "
+    "shapes --steps 6 --batch 2 --lr 0.02 --optimizer.ema 0.9 "
+    "--data.train 16 --data.val 4 --data.max-boxes 20 "
     "--data.resize.max-size 64 --model.head-channels 8 "
     "--model.convention.proposals.test-pre-nms 50 "
     "--model.convention.proposals.test-post-nms 20"
@@ -56,7 +58,25 @@ def test_a_dry_run_reports_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert flops > 0
     assert any(re.match(r"  step alone +\d+\.\d  64 x 64", line) for line in lines)
     assert any(re.match(r"  input alone +\d+\.\d  threads 4", line) for line in lines)
+    (state,) = [line for line in lines if line.startswith("state on each device")]
+    held = re.findall(r"(parameters|optimizer|moving average) (\d+\.\d) MiB", state)
+    sizes = {name: float(size) for name, size in held}
+    assert sizes["parameters"] == sizes["moving average"] > 0
+    assert sizes["optimizer"] >= 2 * sizes["parameters"]  # adamw's two moments
     assert any(line.startswith("so the 6 steps take 0:") for line in lines)
+
+
+def test_a_run_says_what_was_compiled_and_traces(tmp_path, monkeypatch, capsys):
+    for module in (train, evaluate):
+        monkeypatch.setattr(module, "data_mesh", lambda: data_mesh(1))
+    options = ["--workdir", str(tmp_path), "--eval.batch", "2", "--profile", "1"]
+    assert train.main([*TINY, *options]) == 0
+    out = capsys.readouterr().out
+    compiled = out.index("\ncompiled    training step 1 x, ")
+    assert "evaluation 1 x" in out[compiled:].splitlines()[1]
+    assert compiled < out.index("\nweights ") < out.index("\nAR@1 ")
+    assert "profile: steps 6 to 6." in out
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
 
 
 @pytest.mark.slow
