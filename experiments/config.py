@@ -116,6 +116,8 @@ class TrainConfig:
         save_every: steps from one checkpoint to the next.
         log_every: steps from one progress line to the next.
         tensorboard: write TensorBoard files too.
+        profile: steps to trace, after the first ten; 0 for none.
+        dry_run: say what the run costs, and neither train nor write anything.
     """
 
     steps: int = 600
@@ -134,6 +136,8 @@ class TrainConfig:
     save_every: int = 200
     log_every: int = 20
     tensorboard: bool = False
+    profile: int = 0
+    dry_run: bool = False
 
     @property
     def rpn(self) -> RPNConfig:

@@ -136,7 +136,10 @@ class Evaluator:
 
     def __call__(self, params: Any) -> Evaluation:
         """Propose, and detect, on every image and measure."""
-        totals, first, kept = jax.device_get(RecallTotals.zeros()), {}, 0
+        first, kept = {}, 0
+        # Where the next ones will lie, or the second batch would compile anew.
+        totals = RecallTotals(*map(np.asarray, RecallTotals.zeros()))
+        totals = jax.device_put(totals, replicated(self.mesh))
         params = gather(self.mesh, params)
         unread = set(range(len(self._source)))
         batches = eval_batches(self._source, self._data, batch=self._batch)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.compilations import Compilations
 from experiments.config import (
     TrainConfig,
     UsageError,
@@ -28,8 +29,10 @@ from experiments.config import (
     same_run,
     use_compilation_cache,
 )
+from experiments.cost import report
 from experiments.data import open_source, train_batches
 from experiments.evaluate import Evaluation, Evaluator, draw_examples, table
+from experiments.trace import Trace
 from rpn_jax.faster_rcnn import make_network
 from rpn_jax.pretrained import load, overlay, save_params_npz
 from rpn_jax.training.checkpoint import Checkpoints
@@ -50,6 +53,9 @@ def main(argv: Sequence[str]) -> int:
     config = parse_config(argv)
     use_compilation_cache()
     with as_one_of(config.hosts):
+        if config.dry_run:
+            print(report(config, setup))
+            return 0
         try:
             return train(config)
         except NonFiniteError as error:
@@ -68,7 +74,9 @@ def train(config: TrainConfig) -> int:
         CheckpointError: a checkpoint cannot be written, or none can be read.
         NonFiniteError: a loss is NaN or infinite.
     """
+    compilations = Compilations()
     mesh, state, train_step, batches, evaluate = setup(config)
+    train_step = compilations.explain(train_step)
     workdir = config.workdir
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         if checkpoints.last is not None:
@@ -83,9 +91,11 @@ def train(config: TrainConfig) -> int:
             log_every=config.log_every,
             tensorboard=workdir / "tensorboard" if config.tensorboard else None,
         )
-        with writer, closing(batches(start)) as data, Stop() as stop:
+        trace = Trace(config, first=start + 1)
+        with writer, closing(batches(start)) as data, Stop() as stop, trace:
             for step in range(start + 1, config.steps + 1):
-                state, metrics = train_step(state, put_batch(mesh, next(data)))
+                with trace.step(step):
+                    state, metrics = train_step(state, put_batch(mesh, next(data)))
                 writer.step(step, metrics)
 
                 last, every = step == config.steps, config.eval.every
@@ -102,6 +112,7 @@ def train(config: TrainConfig) -> int:
                     checkpoints.wait()
                     print(f"stopped at step {step}; the same command goes on from here")
                     return stop.code
+        print(compilations.report())
         finish(config, state, checkpoints, evaluate, result)
     return 0
 
@@ -124,8 +135,12 @@ class Setup(NamedTuple):
     evaluate: Evaluator
 
 
-def setup(config: TrainConfig) -> Setup:
+def setup(config: TrainConfig, mesh: jax.sharding.Mesh | None = None) -> Setup:
     """Open the data, make the work folder, initialise the network.
+
+    Args:
+        config: of the run.
+        mesh: devices to use; all by default.
 
     Raises:
         UsageError: what the configuration names is not there or does not fit.
@@ -135,7 +150,7 @@ def setup(config: TrainConfig) -> Setup:
         open_source(config.data, split, classes=classes) for split in ("train", "val")
     )
     weights = load_weights(config)
-    mesh = data_mesh()
+    mesh = data_mesh() if mesh is None else mesh
     if config.batch % (mesh.size * config.accumulate):
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         raise UsageError(
