@@ -138,7 +138,7 @@ class Evaluator:
         """Propose, and detect, on every image and measure."""
         first, kept = {}, 0
         # Where the next ones will lie, or the second batch would compile anew.
-        totals = RecallTotals(*map(np.asarray, RecallTotals.zeros()))
+        totals = jax.device_get(RecallTotals.zeros())
         totals = jax.device_put(totals, replicated(self.mesh))
         params = gather(self.mesh, params)
         unread = set(range(len(self._source)))
