@@ -48,8 +48,8 @@ class Folder:
         if outside:
             raise DataError(
                 f"{where}: the file name {shown(name)} leads out of the folder "
-                f"{self.root}, to {shown(outside)}; name the folder that the files are "
-                "really in, or copy them",
+                f"{self.root}, to {shown(outside)}; name, or link, the whole folder "
+                "that the files are in, or copy them",
                 "file name that leads out of its folder",
             )
         return path if stat.S_ISREG(mode) else None

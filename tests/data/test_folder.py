@@ -59,7 +59,13 @@ def test_what_is_no_file_is_not_found(root, name):
 def test_files_outside_are_refused_with_the_place_and_a_way(root, name):
     with pytest.raises(DataError) as error:
         Folder(root).find(name, "boxes.json: image 5")
-    for part in ("boxes.json: image 5", name, str(root), OUTSIDE[name], "name the fol"):
+    for part in (
+        "boxes.json: image 5",
+        name,
+        str(root),
+        OUTSIDE[name],
+        "the whole folder",
+    ):
         assert part in str(error.value)
 
 
