@@ -18,6 +18,8 @@ without `--out` it only prints.
 * **step alone**: the compiled training step on one batch that lies on the devices,
   median;
 * **together**: the loop, each step with a new batch;
+* **compile**: of a program that was read from the cache, the seconds are those of the
+  time when it was compiled;
 * **collectives**: what the devices say to each other in a step, read from the compiled
   program. Bytes are those of the whole arrays, on each device: of an all-gather what
   comes out, of the others what goes in.
