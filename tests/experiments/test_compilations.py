@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.compilations import Compilations
 
@@ -56,6 +57,17 @@ def test_what_was_compiled_before_does_not_count():
     assert noted.report() == "compiled    nothing"
 
 
+@pytest.fixture
+def quick_ones_are_kept():
+    """Keep programs that compile quickly too, which the scripts do not."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 0.0)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.usefixtures("quick_ones_are_kept")
 def test_what_is_read_from_the_cache_says_so():
     def function():
         return jax.jit(lambda x: jnp.tanh(x) * 3.25)
