@@ -29,8 +29,8 @@ AHEAD = 10
 NOTES = """\
 Computed by XLA, of each program as it was compiled, for one device:
   GFLOP     of a loop its body once, however often it runs (matching, NMS, RoIAlign,
-            the parts of --accumulate); top-k and other library calls as nothing; of a convolution only what does
-            not fall on its padding
+            the parts of --accumulate); top-k and other library calls as nothing; of a
+            convolution only what does not fall on its padding
   GB        what all instructions read and write; caches are not thought of
   the rest  MiB: results that are "in place" lie where arguments lay, temporaries are
             needed while the program runs
