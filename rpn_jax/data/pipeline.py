@@ -117,7 +117,6 @@ class _Workers:
 
     def __init__(self, batches: Any):
         self._batches = batches
-        self.get_state, self.set_state = batches.get_state, batches.set_state
         self.close = batches.close
 
     def __iter__(self) -> "_Workers":

@@ -173,37 +173,38 @@ def test_shards_are_disjoint_and_join_to_the_global_batch(train, buckets):
     assert_same(joined, whole)
 
 
-def resumed(workers: int) -> tuple[list[Batch], list[Batch]]:
-    """The batches 5 to 8 of an undisturbed reader and of a resumed one."""
-    options = dict(
-        batch=4,
+def batches_from(start: int, workers: int = 0, shard=(0, 1)) -> list[Batch]:
+    """Batches `start` to 8 of a reader that begins there."""
+    return read(
+        ShapesSource(30, seed=0, size=64),
+        8 - start,
+        batch=4 // shard[1],
         buckets=((64, 64),),
         resize=Resize(min_size=(48, 64), max_size=64),
         jitter=Jitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        start=start,
         workers=workers,
+        shard=shard,
     )
-    first = make_dataset(ShapesSource(30, seed=0, size=64), **options)
-    list(itertools.islice(first, 4))
-    state = first.get_state()
-    expected = list(itertools.islice(first, 4))
-    first.close()
-    second = make_dataset(ShapesSource(30, seed=0, size=64), **options)
-    second.set_state(state)
-    result = list(itertools.islice(second, 4))
-    second.close()
-    return expected, result
 
 
-def test_resume_gives_the_same_next_batches():
-    assert_same(*resumed(workers=0))
+def test_a_reader_begins_anywhere():
+    assert_same(batches_from(5), batches_from(0)[5:])
+
+
+def test_a_reader_goes_on_with_another_number_of_processes():
+    parts = [batches_from(5, shard=(i, 2)) for i in range(2)]
+    joined = [
+        Batch(*(np.concatenate(leaves) for leaves in zip(a, b, strict=True)))
+        for a, b in zip(*parts, strict=True)
+    ]
+    assert_same(joined, batches_from(0)[5:])
 
 
 @pytest.mark.slow
-def test_resume_and_order_are_the_same_with_workers():
-    undisturbed = resumed(workers=0)[0]
-    expected, result = resumed(workers=2)
-    assert_same(expected, result)
-    assert_same(expected, undisturbed)
+@pytest.mark.parametrize("start", [0, 5])
+def test_order_and_resuming_are_the_same_with_workers(start):
+    assert_same(batches_from(start, workers=2), batches_from(0)[start:])
 
 
 def test_any_batch_of_a_long_training_is_found_at_once():
