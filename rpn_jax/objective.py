@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from rpn_jax.batch import Batch
@@ -117,16 +118,14 @@ def _health(outputs, targets: AnchorTargets, batch: Batch, convention: Conventio
     objects = jnp.asarray(batch.valid) & ~jnp.asarray(batch.ignore)
     count = objects.sum()  # 0 of 0 objects is NaN: nothing was measured
     covered = targets.gt_iou >= convention.targets.high_threshold
-    positive = (targets.labels == 1).sum(axis=0) / targets.labels.shape[0]
-    ends = [0]
-    for level in outputs.anchors:
-        ends.append(ends[-1] + level.shape[0])
+    images = targets.labels.shape[0]
+    ends = np.cumsum([level.shape[0] for level in outputs.anchors])
     levels = {
-        f"positives_level{i}": positive[ends[i] : ends[i + 1]].sum()
-        for i in range(len(ends) - 1)
+        f"positives_level{i}": (labels == 1).sum() / images
+        for i, labels in enumerate(jnp.split(targets.labels, ends[:-1], axis=1))
     }
     return {
-        "positives": positive.sum(),
+        "positives": sum(levels.values()),
         **levels,
         "objects_missed": (objects & ~covered).sum() / count,
         "mean_best_iou": jnp.where(objects, targets.gt_iou, 0.0).sum() / count,
