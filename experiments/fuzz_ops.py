@@ -92,7 +92,7 @@ def family(**inputs: Any):
     return enter
 
 
-def draw(rng: np.random.Generator, given: Input) -> np.ndarray:
+def draw(rng: np.random.Generator, given: Input) -> Any:
     """Fill an array."""
     kind, shape = given
     if kind == "seed":
@@ -623,8 +623,8 @@ def _proposals():
 
     def run(anchors, logits, deltas):
         def total(logits, deltas, rule):
-            cut = [(anchors[i], logits[i], deltas[i]) for i in _LEVELS]
-            found = rj.generate_proposals(*zip(*cut, strict=True), (20, 30), **rule)
+            levels = ([x[i] for i in _LEVELS] for x in (anchors, logits, deltas))
+            found = rj.generate_proposals(*levels, image_size=(20, 30), **rule)
             scores = jnp.where(jnp.isfinite(found.scores), found.scores, 0.0)
             return found.boxes.sum() + scores.sum(), found
 

@@ -84,11 +84,14 @@ def folder(tmp_path_factory, params):
     for b in (1, 2, 3):
         images, sizes, scales = images_of(b)
         np.savez(folder / f"inputs{b}.npz", images=images, sizes=sizes, scales=scales)
-    cache = jax.config.values["jax_compilation_cache_dir"]
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     subprocess.run(
         [sys.executable, "-c", LOADER, *CONFIGS],
         cwd=folder,  # where this library's source is not found
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+        env={**os.environ, **cache},
         check=True,
         capture_output=True,
     )
