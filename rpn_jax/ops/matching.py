@@ -120,7 +120,8 @@ def match_anchors(
         else jnp.zeros_like(gt_valid)
     )
     anchor_valid = as_mask(anchor_valid, (num_anchors,), "anchor_valid")
-    anchor_valid &= jnp.isfinite(anchors).all(axis=-1)
+    for i in range(4):  # not all(axis=1), which XLA is slow to fold where constant
+        anchor_valid &= jnp.isfinite(anchors[:, i])
     if num_gt == 0 or num_anchors == 0:
         # Not constants, whose type would differ from the inputs' inside shard_map.
         labels = anchor_valid.astype(jnp.int32) - 1
