@@ -77,7 +77,11 @@ def generate_detections(
 
     Returns:
         `Detections`, by descending score, ties to the lower RoI, then the lower class.
-        Boxes and scores are differentiable, the choice is not.
+        Dropped are RoIs that are not finite, whose greatest logit is not, or of which a
+        logit is NaN; and boxes whose deltas are not finite, or they themselves before
+        they are clipped.
+        Boxes and scores are differentiable, the choice is not; the gradient of what is
+        dropped is 0.
 
     Raises:
         ValueError: a shape, dtype or option is wrong.
@@ -108,18 +112,27 @@ def generate_detections(
             f"deltas must be [{count}, {classes} or {classes + 1}, 4], got shape "
             f"{deltas.shape}"
         )
+    if count == 0:
+        zeros = jnp.zeros((max_detections, 4)), jnp.zeros(max_detections)
+        none = jnp.full(max_detections, -1, jnp.int32)
+        return Detections(*zeros, none, none >= 0)
     without = slice(1, None) if background == "first" else slice(classes)
-    scores = jax.nn.softmax(logits)[:, without]
+    valid &= jnp.isfinite(logits.max(axis=-1)) & jnp.isfinite(boxes).all(axis=-1)
+    # What takes no part becomes zeros, here and below: the slope at NaN is NaN.
+    boxes = jnp.where(valid[:, None], boxes, 0.0)
+    scores = jax.nn.softmax(jnp.where(valid[:, None], logits, 0.0))[:, without]
     if deltas.shape[1] != classes:
         deltas = deltas[:, without]
+    known = jnp.isfinite(deltas).all(axis=-1)
     boxes = decode_boxes(
-        deltas,
+        jnp.where(known[..., None], deltas, 0.0),
         jnp.broadcast_to(boxes[:, None], deltas.shape),
         weights=weights,
         max_log_scale=max_log_scale,
     )
+    known &= jnp.isfinite(boxes).all(axis=-1)
     boxes = clip_boxes_to_image(boxes, as_image_size(image_size))
-    large = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(axis=-1)
+    large = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(axis=-1) & known
     kept = multiclass_nms(
         boxes,
         jnp.where(large, scores, -math.inf),

@@ -197,7 +197,7 @@ def faster_rcnn(
     def first(params, images, image_sizes) -> tuple[Maps, RPNOutputs]:
         images = normalize_images(images, image_sizes, convention.image)
         maps, scores, offsets = cast(Any, module.apply(params, images, method="first"))
-        outputs = flat_outputs(config.rpn, scores, offsets, images.shape)
+        outputs = flat_outputs(config.rpn, scores, offsets, images.shape[1:3])
         return maps[: config.roi_levels], outputs
 
     def second(params, maps: Maps, boxes, valid):

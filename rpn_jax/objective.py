@@ -84,6 +84,10 @@ def rpn_loss(
     deltas = jnp.concatenate(outputs.deltas, axis=1)
     if convention.loss.objectness == "softmax":
         logits = foreground_logit(logits)
+    # What does not count may be anything: of zeros the unused gradient is finite.
+    logits = jnp.where(targets.sampled, logits, 0.0)
+    positive = (targets.sampled & (targets.labels == 1))[..., None]
+    deltas = jnp.where(positive, deltas, 0.0)
     if convention.loss.box in IOU_LOSSES:
         box = _iou_loss(deltas, anchors, targets, convention)
     else:

@@ -88,12 +88,14 @@ def generate_proposals(
 
     Returns:
         `Proposals`, by descending score, ties in order of level and then of logit.
-        A box with a NaN or infinite coordinate, or a NaN logit, is dropped.
+        Dropped are anchors whose logit is NaN, and those that are not finite or whose
+        deltas, or box before it is clipped, are not.
         Boxes and scores are differentiable with respect to deltas and logits, the
-        choice is not.
+        choice is not; the gradient of what is dropped is 0.
 
     Raises:
-        ValueError: the numbers of levels or the shapes differ, or an option is wrong.
+        ValueError: the numbers of levels or the shapes differ, a level has no anchor,
+            or an option is wrong.
 
     Reference:
         Ren et al., Faster R-CNN, NeurIPS 2015; torchvision `filter_proposals`,
@@ -116,10 +118,15 @@ def generate_proposals(
     image_size = as_image_size(image_size)
 
     def decode(deltas, anchors):
+        """Make boxes, and tell which are finite."""
+        known = jnp.isfinite(deltas).all(axis=1) & jnp.isfinite(anchors).all(axis=1)
+        # The slope at NaN would be NaN.
+        deltas, anchors = (jnp.where(known[:, None], x, 0.0) for x in (deltas, anchors))
         boxes = decode_boxes(
             deltas, anchors, weights=weights, max_log_scale=max_log_scale
         )
-        return _clip(boxes, image_size, inclusive)
+        known &= jnp.isfinite(boxes).all(axis=1)
+        return _clip(boxes, image_size, inclusive), known
 
     def large_enough(boxes):
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -135,7 +142,7 @@ def generate_proposals(
         check_shape(delta, anchor.shape, f"deltas[{level}]")
         if not anchor.shape[0]:
             raise ValueError(f"anchors[{level}] is empty: every level needs anchors")
-        suits = large_enough(decode(delta, anchor)) if filter_first else None
+        suits = large_enough(decode(delta, anchor)[0]) if filter_first else None
         best = top_k(
             jax.lax.stop_gradient(logit),
             min(pre_nms_top_n, logit.shape[0]),
@@ -143,9 +150,10 @@ def generate_proposals(
         )
         # Only what survives is decoded; decoding all and choosing gives the same bits.
         index = jnp.maximum(best.indices, 0)
-        boxes, logit = decode(delta[index], anchor[index]), logit[index]
+        boxes, known = decode(delta[index], anchor[index])
+        valid = best.valid & known
+        logit = jnp.where(valid, logit[index], 0.0)
         scores = jax.nn.sigmoid(logit) if score == "probability" else logit
-        valid = best.valid & jnp.isfinite(boxes).all(axis=1)
         valid &= scores >= score_threshold
         if not filter_first:
             valid &= large_enough(boxes)

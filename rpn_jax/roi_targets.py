@@ -11,6 +11,7 @@ from rpn_jax.batch import Batch
 from rpn_jax.conventions import Convention
 from rpn_jax.ops._batching import map_images
 from rpn_jax.ops._checks import as_boxes, as_mask, check_shape
+from rpn_jax.ops.boxes import is_proper
 from rpn_jax.ops.coding import encode_boxes
 from rpn_jax.ops.matching import match_anchors
 from rpn_jax.ops.sampling import sample_positions
@@ -55,7 +56,8 @@ def roi_targets(
 
     Args:
         key: a random key, for the sample.
-        boxes: `[K, 4]` xyxy proposals, pixels, padded.
+        boxes: `[K, 4]` xyxy proposals, pixels, padded. Those that are not finite count
+            as not valid, and so do objects without area.
         valid: `[K]` bool, which proposals exist; None: all.
         gt_boxes: `[G, 4]` xyxy, pixels, padded.
         gt_labels: `[G]` integers, classes from 0.
@@ -73,7 +75,7 @@ def roi_targets(
         then background, then padding. Ties and padding are as in `match_anchors`.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong.
+        ValueError: a shape, dtype or option is wrong, or K + G is 0.
 
     Reference:
         Ren et al., Faster R-CNN, NeurIPS 2015; torchvision `select_training_samples`.
@@ -97,7 +99,9 @@ def roi_targets(
     )
     gt_labels = check_shape(jnp.asarray(gt_labels), gt_valid.shape, "gt_labels")
     boxes = jnp.concatenate([jax.lax.stop_gradient(boxes), gt_boxes])
+    gt_valid &= is_proper(gt_boxes)
     valid = jnp.concatenate([valid, gt_valid & ~ignore])
+    valid &= jnp.isfinite(boxes).all(axis=-1)
     matches = match_anchors(
         boxes,
         gt_boxes,
@@ -110,6 +114,8 @@ def roi_targets(
         anchor_valid=valid,
     )
     count = boxes.shape[0]
+    if count == 0:
+        raise ValueError("boxes and gt_boxes must hold one row at least, got none")
     size = min(sample_size, count)
     drawn = jnp.concatenate(
         sample_positions(
@@ -129,6 +135,8 @@ def roi_targets(
     of = jnp.maximum(matches.gt_index[index], 0)
     objects = jnp.where(positive[:, None], gt_boxes[of], 0.0)
     deltas = encode_boxes(objects, rois, weights=weights)
+    # A RoI without area can be no object's unless the threshold is 0.
+    positive &= jnp.isfinite(deltas).all(axis=1)
     return RoITargets(
         rois,
         jnp.where(positive, gt_labels[of], -1).astype(jnp.int32),

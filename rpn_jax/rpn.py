@@ -138,7 +138,7 @@ def rpn(config: RPNConfig, *, backbone: nn.Module | None = None) -> RPN:
     def apply(params: Params, images: ArrayLike, image_sizes: ArrayLike) -> RPNOutputs:
         images = normalize_images(images, image_sizes, convention.image)
         scores, offsets = cast(tuple[Maps, Maps], module.apply(params, images))
-        return flat_outputs(config, scores, offsets, images.shape)
+        return flat_outputs(config, scores, offsets, images.shape[1:3])
 
     def loss(key: jax.Array, params: Params, batch: Batch):
         params = stop_frozen(params, config.freeze)
@@ -192,7 +192,7 @@ def rpn_modules(config: RPNConfig, backbone: Any = None) -> tuple[Any, RPNHead]:
 
 
 def flat_outputs(
-    config: RPNConfig, scores: Maps, offsets: Maps, shape: tuple[int, ...]
+    config: RPNConfig, scores: Maps, offsets: Maps, padded_size: tuple[int, ...]
 ) -> RPNOutputs:
     """Set an anchor beside each output of the head.
 
@@ -200,14 +200,14 @@ def flat_outputs(
         config: of the network.
         scores: for each level `[B, H, W, A or 2 A]`.
         offsets: for each level `[B, H, W, 4 A]`.
-        shape: of the images, `(B, H, W, 3)` with their padding.
+        padded_size: `(H, W)` of the images with their padding.
     """
     grids = [(x.shape[1], x.shape[2]) for x in scores]
     anchors = pyramid_anchors(
         grids,
         sizes=config.sizes,
         ratios=config.ratios,
-        strides=level_strides(config, grids, shape[1:3]),
+        strides=level_strides(config, grids, padded_size),
         **options(config.convention.anchors, "stride"),
     )
     logits, deltas = flatten_levels(

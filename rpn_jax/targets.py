@@ -79,7 +79,9 @@ def anchor_targets(
         weights: factors of (dx, dy, dw, dh).
 
     Returns:
-        `AnchorTargets`. Ties, padding and ignore regions are as in `match_anchors`.
+        `AnchorTargets`, all finite. Ties, padding and ignore regions are as in
+        `match_anchors`. A positive whose offsets are not finite, because its anchor
+        has no area, is not sampled.
 
     Raises:
         ValueError: a shape, dtype or option is wrong.
@@ -115,23 +117,25 @@ def anchor_targets(
     positive, negative = sample_positions(
         key, labels, size=sample_size, positive_fraction=positive_fraction
     )
-    drawn = jnp.concatenate([positive, negative])  # what lies outside is dropped
-    sampled = jnp.zeros_like(usable).at[drawn].set(True, mode="drop")
+    count, zeros = anchors.shape[0], jnp.zeros_like(anchors)
 
-    # Only the few positives that were drawn are coded.
-    zeros = jnp.zeros_like(anchors)
-    if gt_boxes.shape[0] == 0 or anchors.shape[0] == 0:
+    def chosen(*places):
+        """Mark the places; what lies outside is dropped."""
+        drawn = jnp.concatenate(places)
+        return jnp.zeros_like(usable).at[drawn].set(True, mode="drop")
+
+    if gt_boxes.shape[0] == 0 or count == 0:
+        sampled = chosen(positive, negative)
         return AnchorTargets(labels, sampled, zeros, zeros, matches.gt_iou)
-    at = jnp.minimum(positive, anchors.shape[0] - 1)
-    # Without an object, as where none was drawn, the anchor stands in.
-    found = ((positive == at) & (matches.gt_index[at] >= 0))[:, None]
+    # Only the few positives that were drawn are coded; what stands for the others is
+    # put nowhere.
+    at = jnp.minimum(positive, count - 1)
     objects = gt_boxes[jnp.maximum(matches.gt_index[at], 0)]
-    objects = jnp.where(found, objects, anchors[at])
     deltas = encode_boxes(objects, anchors[at], weights=weights)
-    place = jnp.where(found[:, 0], positive, anchors.shape[0])
+    place = jnp.where(jnp.isfinite(deltas).all(axis=1), positive, count)
     return AnchorTargets(
         labels,
-        sampled,
+        chosen(place, negative),
         zeros.at[place].set(objects, mode="drop"),
         zeros.at[place].set(deltas, mode="drop"),
         matches.gt_iou,

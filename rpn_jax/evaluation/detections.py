@@ -19,10 +19,14 @@ from rpn_jax.evaluation.matching import (
     as_real_boxes,
     as_thresholds,
     counted_objects,
-    pairs_of_corners,
 )
 from rpn_jax.ops._checks import as_float, as_groups, as_mask, check_shape
-from rpn_jax.ops.boxes import corners, ioa_of_corners, iou_of_corners
+from rpn_jax.ops.boxes import (
+    corners,
+    ioa_of_corners,
+    iou_of_corners,
+    pairs_of_corners,
+)
 
 
 class DetectionMatches(NamedTuple):
@@ -170,7 +174,7 @@ def as_labels(labels, shape, name) -> jax.Array:
 
 def same_class(labels, gt_labels, gt_valid) -> jax.Array:
     """Which detections and objects may meet, `[N, G]`; padded labels are -1."""
-    return (labels[:, None] == gt_labels) & gt_valid
+    return (labels[:, None] == gt_labels) & (labels >= 0)[:, None] & gt_valid
 
 
 def places(scores, valid) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from rpn_jax.ops._checks import as_boxes, as_mask, check_shape
-from rpn_jax.ops.boxes import Corners, corners, iou_of_corners
+from rpn_jax.ops.boxes import corners, iou_of_corners, pairs_of_corners
 
 # As pycocotools makes them: its 0.9 is a bit less than 0.9, so that an IoU of exactly
 # 9/10 is a match.
@@ -55,7 +55,7 @@ def match_objects(
     IoU and comparison are float32, or float64 where the boxes are (with x64 enabled).
     An IoU that equals a threshold exactly, such as 11/20, is a match in both, as in
     pycocotools; a pair closer to a threshold than float32 can tell may differ from
-    its float64.
+    its float64. A box that is not finite matches nothing.
 
     Args:
         boxes: `[N, 4]` xyxy proposals, best first.
@@ -122,12 +122,6 @@ def as_thresholds(iou_thresholds, dtype) -> jax.Array:
     if cut.ndim != 1:
         raise ValueError(f"iou_thresholds must be [T], got shape {cut.shape}")
     return cut
-
-
-def pairs_of_corners(boxes: jax.Array, gt_boxes: jax.Array) -> tuple[Corners, Corners]:
-    """Corners of N boxes as `[N, 1]` and of G objects as `[1, G]`."""
-    ones, others = corners(boxes), corners(gt_boxes)
-    return Corners(*(x[:, None] for x in ones)), Corners(*(x[None] for x in others))
 
 
 def counted_objects(gt_boxes, gt_valid, gt_ignore, gt_areas, area_ranges) -> jax.Array:

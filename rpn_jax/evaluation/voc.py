@@ -24,10 +24,9 @@ from rpn_jax.evaluation.detections import (
 from rpn_jax.evaluation.matching import (
     as_real_boxes,
     as_thresholds,
-    pairs_of_corners,
 )
 from rpn_jax.ops._checks import as_mask, check_option
-from rpn_jax.ops.boxes import iou_of_corners
+from rpn_jax.ops.boxes import iou_of_corners, pairs_of_corners
 
 # As VOC's ports make them: their 0.3, 0.6 and 0.7 are a bit more than 3, 6, 7 of 10.
 _RECALLS = np.linspace(0, 1, 11)
@@ -109,7 +108,7 @@ def match_voc_detections(
 
     overlaps = iou_of_corners(*pairs_of_corners(boxes, gt_boxes))
     same = same_class(labels, gt_labels, gt_valid)
-    overlaps = jnp.where(same, overlaps, -1)
+    overlaps = jnp.where(same & (overlaps >= 0), overlaps, -1)  # NaN is no overlap
     best = overlaps == jnp.max(overlaps, axis=-1, keepdims=True, initial=-1)
     own = same & best & (jnp.cumsum(best, axis=-1) == 1)  # the first of the best
     own = own & (overlaps >= cut)  # [T, N, G]

@@ -4,6 +4,7 @@ Shape legend: `C` anchors a cell, `H x W` the feature map, `A = H * W * C`.
 Order everywhere: row, column, then anchor. A ratio is height / width.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -42,7 +43,8 @@ def cell_anchors(
         `[C, 4]` NumPy float32 xyxy, C = len(sizes) * len(ratios).
 
     Raises:
-        ValueError: an option is unknown, or a size or ratio is not positive.
+        ValueError: an option is unknown, or a size or ratio is not positive or not
+            finite.
 
     Example:
         >>> cell_anchors((32,), (0.5, 1.0), rounding="corners")
@@ -51,9 +53,11 @@ def cell_anchors(
     """
     check_option(order, ORDERS, "order")
     check_option(rounding, ROUNDINGS, "rounding")
-    if not (len(sizes) and len(ratios) and min(sizes) > 0 and min(ratios) > 0):
+    given = (*sizes, *ratios)
+    if not (len(sizes) and len(ratios) and all(0 < x < math.inf for x in given)):
         raise ValueError(
-            f"sizes and ratios must be positive numbers, got {sizes} and {ratios}"
+            "sizes and ratios must be positive numbers and finite, got "
+            f"{sizes} and {ratios}"
         )
     # The arithmetic of each peer in its own precision, so that the last bit agrees.
     real = np.float32 if rounding == "corners" else np.float64

@@ -55,13 +55,25 @@ def corners(boxes: jax.Array) -> Corners:
     return Corners(x1, y1, x2, y2, _clamp0((x2 - x1) * (y2 - y1)))
 
 
-def _pairs(boxes1, boxes2) -> tuple[Corners, Corners]:
-    """Corners of N boxes as [N, 1] and of M boxes as [1, M]."""
+def pairs_of_corners(boxes1: jax.Array, boxes2: jax.Array) -> tuple[Corners, Corners]:
+    """Corners of boxes [N, 4] as [N, 1] and of boxes [M, 4] as [1, M].
+
+    The area of a box that is not finite is NaN, and so then is its IoU. Without this
+    it is any number: comparisons lose a NaN, and each program loses another.
+    """
     b1, b2 = (
-        corners(as_boxes(boxes1, "boxes1", rank=2)),
-        corners(as_boxes(boxes2, "boxes2", rank=2)),
+        corners(x)._replace(
+            area=jnp.where(jnp.isfinite(x).all(axis=-1), corners(x).area, jnp.nan)
+        )
+        for x in (boxes1, boxes2)
     )
     return Corners(*(x[:, None] for x in b1)), Corners(*(x[None, :] for x in b2))
+
+
+def _pairs(boxes1, boxes2) -> tuple[Corners, Corners]:
+    return pairs_of_corners(
+        as_boxes(boxes1, "boxes1", rank=2), as_boxes(boxes2, "boxes2", rank=2)
+    )
 
 
 def intersection_of_corners(a: Corners, b: Corners) -> jax.Array:
@@ -71,9 +83,21 @@ def intersection_of_corners(a: Corners, b: Corners) -> jax.Array:
     return _clamp0(w * h)
 
 
+@jax.custom_jvp
+def _divide(a, b):
+    return a / b
+
+
+@_divide.defjvp
+def _divide_jvp(x, dx):
+    # JAX multiplies by b^-2, which of boxes of 1e-10 pixels is infinite.
+    ratio = x[0] / x[1]
+    return ratio, (dx[0] - ratio * dx[1]) / x[1]
+
+
 def _ratio(part, whole):
     """Return part / whole, and 0 where whole is 0 (empty boxes), NaN-free in grad."""
-    return part / jnp.where(whole == 0, jnp.ones_like(whole), whole)
+    return _divide(part, jnp.where(whole == 0, jnp.ones_like(whole), whole))
 
 
 def iou_of_corners(a: Corners, b: Corners) -> jax.Array:
@@ -84,7 +108,8 @@ def iou_of_corners(a: Corners, b: Corners) -> jax.Array:
 
 def ioa_of_corners(a: Corners, b: Corners) -> jax.Array:
     """Share of b that lies in a, elementwise with broadcasting; 0 where b is empty."""
-    return _ratio(intersection_of_corners(a, b), b.area)
+    # NaN where the area of a is; else 0 is added.
+    return _ratio(intersection_of_corners(a, b), b.area) + (a.area - a.area)
 
 
 def box_area(boxes: ArrayLike) -> Float[Array, "..."]:
@@ -94,7 +119,7 @@ def box_area(boxes: ArrayLike) -> Float[Array, "..."]:
         boxes: `[..., 4]` xyxy, pixels.
 
     Returns:
-        `[...]` float32, (x2 - x1)(y2 - y1), never below 0.
+        `[...]` float32, (x2 - x1)(y2 - y1), never below 0; of a box with a NaN 0.
 
     Example:
         >>> box_area(jnp.array([[0.0, 0.0, 4.0, 3.0]]))
@@ -175,8 +200,9 @@ def box_iou(boxes1: ArrayLike, boxes2: ArrayLike) -> Float[Array, "N M"]:
 
     Returns:
         `[N, M]` float32 in [0, 1]. Two empty boxes have IoU 0. On CPU equal to
-        NumPy float32 and torchvision bit for bit. Sides of more than 1e19, whose
-        areas overflow, give NaN.
+        NumPy float32 and torchvision bit for bit. NaN where a box is not finite, or
+        where areas overflow, as those of sides of 1e19 do. Inverted boxes overlap
+        nothing.
 
     Raises:
         ValueError: an argument is not `[N, 4]`.
@@ -199,7 +225,8 @@ def box_ioa(boxes1: ArrayLike, boxes2: ArrayLike) -> Float[Array, "N M"]:
         boxes2: `[M, 4]` xyxy, same unit.
 
     Returns:
-        `[N, M]` float32 in [0, 1]; 0 where the second box is empty.
+        `[N, M]` float32 in [0, 1]; 0 where the second box is empty, NaN as in
+        `box_iou`.
 
     Example:
         >>> a = jnp.array([[0.0, 0.0, 2.0, 2.0]])
@@ -226,8 +253,11 @@ def _aspect_term(a: Corners, b: Corners):
     """CIoU's v: how much the two aspect ratios differ, in [0, 1]."""
 
     def angle(box: Corners):
-        # arctan2 of clamped sides: atan(w / h) without the division by 0.
-        return jnp.arctan2(_clamp0(box.x2 - box.x1), _clamp0(box.y2 - box.y1))
+        # arctan2 is atan(w / h) without the division by 0. Its slope is 1 / size: sides
+        # too small for that are 0, and a box without any has the angle of atan(0 / 1).
+        w, h = box.x2 - box.x1, box.y2 - box.y1
+        w, h = (jnp.where(x > 1e-9, x, jnp.zeros_like(x)) for x in (w, h))
+        return jnp.arctan2(w, jnp.where((w == 0) & (h == 0), jnp.ones_like(h), h))
 
     return (4 / jnp.pi**2) * (angle(a) - angle(b)) ** 2
 
@@ -240,7 +270,8 @@ def generalized_box_iou(boxes1: ArrayLike, boxes2: ArrayLike) -> Float[Array, "N
         boxes2: `[M, 4]` xyxy, same unit.
 
     Returns:
-        `[N, M]` float32 in [-1, 1]; 0 for two equal empty boxes.
+        `[N, M]` float32 in [-1, 1]; 0 for two equal empty boxes, NaN as in `box_iou`.
+        Of an inverted box it is any number.
 
     Reference:
         Rezatofighi et al., Generalized Intersection over Union, CVPR 2019.
@@ -268,7 +299,8 @@ def distance_box_iou(
         eps: added to the squared diagonal, as torchvision does.
 
     Returns:
-        `[N, M]` float32 in [-1, 1].
+        `[N, M]` float32 in [-1, 1]; NaN as in `box_iou`. Of an inverted box it is any
+        number.
 
     Reference:
         Zheng et al., Distance-IoU Loss, AAAI 2020.
@@ -298,7 +330,7 @@ def complete_box_iou(
         eps: keeps the two divisions finite, as torchvision does.
 
     Returns:
-        `[N, M]` float32.
+        `[N, M]` float32; NaN as in `box_iou`. Of an inverted box it is any number.
 
     Reference:
         Zheng et al., Distance-IoU Loss, AAAI 2020.

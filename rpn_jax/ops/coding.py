@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from rpn_jax.ops._checks import as_boxes
 
 MAX_LOG_SCALE = math.log(1000 / 16)
+LARGEST = 80.0  # exp of it is 5e34, finite in float32 and beyond any image
 
 
 def _check_weights(weights):
@@ -42,7 +43,8 @@ def encode_boxes(
 
     Returns:
         `[..., 4]` float32 deltas (dx, dy, dw, dh). A box without area gives -inf,
-        an anchor without area NaN or inf: mask such rows first.
+        an anchor without area NaN or inf, and so do ratios of sides that float32 does
+        not hold: mask such rows first.
 
     Raises:
         ValueError: the last dimension is not 4 or the shapes differ.
@@ -82,10 +84,11 @@ def decode_boxes(
         weights: factors of (dx, dy, dw, dh), divided out here.
         max_log_scale: dw and dh are clamped to it from above (not from below), so
             that exp stays finite; the default is log(1000 / 16) as in torchvision and
-            detectron2, `math.inf` is no clamp.
+            detectron2, `math.inf` is as good as no clamp: 80, beyond any image.
 
     Returns:
-        `[..., 4]` float32 xyxy boxes, not clipped to any image.
+        `[..., 4]` float32 xyxy boxes, not clipped to any image. A box that lies beyond
+        what float32 holds is infinite or NaN.
 
     Raises:
         ValueError: the last dimension is not 4 or the shapes differ.
@@ -108,6 +111,7 @@ def decode_boxes(
     dx, dy, dw, dh = (deltas[..., i] / weights[i] for i in range(4))
     xa, ya, wa, ha = _centre_and_size(anchors)
     x, y = dx * wa + xa, dy * ha + ya
-    w = jnp.exp(jnp.minimum(dw, max_log_scale)) * wa
-    h = jnp.exp(jnp.minimum(dh, max_log_scale)) * ha
+    most = min(max_log_scale, LARGEST)
+    w = jnp.exp(jnp.minimum(dw, most)) * wa
+    h = jnp.exp(jnp.minimum(dh, most)) * ha
     return jnp.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], axis=-1)

@@ -1,7 +1,9 @@
 """Losses of the proposal network: objectness, box regression, and their normalisers.
 
-Shape legend: `B` images, `A` anchors. Everything is float32, or
-float64 where the network's outputs are, which needs `jax_enable_x64`.
+Shape legend: `B` images, `A` anchors. Everything is float32, or float64 where the
+network's outputs are, which needs `jax_enable_x64`. Losses and gradients are finite for
+numbers up to 1e30, and for boxes, empty and inverted ones too, up to 1e18; beyond, what
+overflows is infinite or NaN.
 """
 
 from typing import NamedTuple

@@ -93,7 +93,7 @@ def match_anchors(
         ignore_threshold: share of an anchor's area within one ignore region from
             which it is not used as a negative.
         anchor_valid: `[A]` bool; anchors that are not valid get label -1 and are no
-            object's best.
+            object's best. Anchors that are not finite count as not valid.
 
     Returns:
         `Matches`. Without any object all valid anchors are negative.
@@ -120,11 +120,14 @@ def match_anchors(
         else jnp.zeros_like(gt_valid)
     )
     anchor_valid = as_mask(anchor_valid, (num_anchors,), "anchor_valid")
-    if num_gt == 0:
+    for i in range(4):  # not all(axis=1), which XLA is slow to fold where constant
+        anchor_valid &= jnp.isfinite(anchors[:, i])
+    if num_gt == 0 or num_anchors == 0:
         # Not constants, whose type would differ from the inputs' inside shard_map.
-        none = jnp.where(anchor_valid, -1, -1)
-        labels = jnp.where(anchor_valid, 0, -1)
-        return Matches(labels, none, jnp.zeros_like(anchors[:, 0]), jnp.zeros((0,)))
+        labels = anchor_valid.astype(jnp.int32) - 1
+        none = jnp.full_like(labels, -1)
+        zeros = jnp.zeros_like(anchors[:, 0]), jnp.zeros_like(gt_boxes[:, 0])
+        return Matches(labels, none, *zeros)
 
     # What does not count becomes an empty box, which overlaps nothing.
     anchors = jnp.where(anchor_valid[:, None], anchors, jnp.zeros_like(anchors))

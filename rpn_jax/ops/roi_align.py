@@ -49,7 +49,8 @@ def roi_align(
     before the first centre, or after the last, are 0; between, the nearest cell counts.
 
     Args:
-        features: `[H, W, C]` real numbers of any precision, one image.
+        features: `[H, W, C]` real numbers of any precision, one image. A cell that is
+            not finite may spoil the bins of any box.
         boxes: `[R, 4]` xyxy, image pixels; may leave the image. They get no gradient.
         output_size: bins, one number or (P, Q); static.
         spatial_scale: cells per pixel, as 1 / 16.

@@ -99,15 +99,18 @@ def _distinct(key, total, most: int) -> jax.Array:
     )
     shuffled = jax.random.permutation(for_shuffle, jnp.arange(tries, dtype=jnp.int32))
     number = jnp.where(total <= tries, shuffled, drawn)
-    seen = jnp.tril(number[:, None] == number[None, :], k=-1).any(axis=1)
-    new = ~seen & (number < total)
+    order = jnp.argsort(number, stable=True)
+    ranked = number[order]
+    first = jnp.concatenate([ranked[:1] >= 0, ranked[1:] != ranked[:-1]])
+    new = jnp.zeros_like(first).at[order].set(first) & (number < total)
     place = jnp.where(new, jnp.cumsum(new, dtype=jnp.int32) - 1, most)
     return jnp.zeros_like(number[:most]).at[place].set(number, mode="drop")
 
 
 def _positions(among, ranks) -> jax.Array:
     """Find the ranks[i]-th true entry of a mask [A], counted from 0."""
-    blocks = jnp.pad(among, (0, -among.shape[0] % BLOCK)).reshape(-1, BLOCK)
+    short = -len(among) % BLOCK if len(among) else BLOCK
+    blocks = jnp.pad(among, (0, short)).reshape(-1, BLOCK)
     before = jnp.cumsum(blocks.sum(axis=1, dtype=jnp.int32))  # up to a block's end
     block = (before[None, :] <= ranks[:, None]).sum(axis=1, dtype=jnp.int32)
     block = jnp.minimum(block, len(before) - 1)

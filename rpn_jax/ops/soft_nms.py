@@ -73,6 +73,7 @@ def soft_nms(
     Returns:
         `SoftNMSResult` in the order of choice, padded to K. Its scores are
         differentiable with respect to scores, boxes and sigma, the choice is not.
+        Boxes of sides above 1e19, whose areas overflow, lower no score.
 
     Raises:
         ValueError: a shape, dtype or method is wrong, or max_outputs is below 1.

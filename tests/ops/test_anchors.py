@@ -179,7 +179,13 @@ def test_unknown_option_is_named(options, name):
         rj.cell_anchors((32,), (1,), **options)
 
 
-@pytest.mark.parametrize("sizes, ratios", [((), (1,)), ((-1,), (1,)), ((1,), (0,))])
-def test_sizes_and_ratios_must_be_positive(sizes, ratios):
-    with pytest.raises(ValueError, match="positive"):
+@pytest.mark.parametrize(
+    "sizes, ratios",
+    [
+        *[((), (1,)), ((-1,), (1,)), ((1,), (0,))],
+        *[((np.inf,), (1,)), ((1, np.nan), (1,)), ((1,), (1, np.nan))],
+    ],
+)
+def test_sizes_and_ratios_must_be_positive_and_finite(sizes, ratios):
+    with pytest.raises(ValueError, match="positive numbers and finite"):
         rj.cell_anchors(sizes, ratios)
