@@ -1,9 +1,10 @@
-"""Feed the parsers with mutated input and look for what they cannot take.
+"""Feed parsers and ops with broken and extreme input, and look for what breaks them.
 
 usage: python -m experiments.fuzz [--cases N] [--seed S] [--only TARGET] [--out FILE]
 
-A target mutates valid input, hands it to the library, and says what became of it:
-"read", "refused" with the error that is documented, and so on. Anything else is a
+A target of the parsers mutates valid input, hands it to the library, and says what
+became of it: "read", "refused" with the error that is documented, and so on; one of the
+ops draws extreme numbers and holds the results to the contract. Anything else is a
 failure: another exception, a result that breaks a promise, or more than `--limit`
 seconds. The cases are shared out among the targets. Case k of a run with seed S is the
 first one of seed S + k, so that a failure comes again by
@@ -26,6 +27,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,16 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import fuzz_data
+from experiments import fuzz_data, fuzz_ops, fuzz_stages
 from experiments.config import UsageError, exit_with
+from experiments.fuzz_inputs import try_once
 
 Target = Callable[[np.random.Generator, Path], str]
 """Runs one case, drawn from the generator, with a folder of its own to write to."""
 
-TARGETS: dict[str, Target] = {**fuzz_data.TARGETS}
+FAMILIES = {**fuzz_ops.FAMILIES, **fuzz_stages.FAMILIES}
+OPS: dict[str, Target] = {name: partial(try_once, x) for name, x in FAMILIES.items()}
+TARGETS: dict[str, Target] = {**fuzz_data.TARGETS, **OPS}
 
 PACKAGES = ("rpn_jax", "jax", "numpy", "pillow", "safetensors", "tensorflow-datasets")
 
@@ -109,7 +114,8 @@ def run(target: Target, cases: int, *, seed: int, limit: float) -> dict[str, Any
         warnings.simplefilter("ignore")  # decoders warn of what they mend
         for case in range(seed, seed + cases):
             try:
-                with _time_limit(limit):
+                # The first one of an op compiles.
+                with _time_limit(limit + 300 * (case == seed)):
                     outcome = target(np.random.default_rng(case), Path(folder))
             except (Exception, Hang) as error:
                 outcome = "failure"
