@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from experiments import export
 from rpn_jax.data import ShapesSource
 from rpn_jax.pretrained.files import write_safetensors
 from tests.conftest import ROOT
@@ -65,6 +66,16 @@ def test_its_lines_for_a_checkpoint_of_torchvision(checkpoint, capsys):
     assert "arrays used" in capsys.readouterr().out
     assert names["found"].boxes.shape == (1, 100, 4)
     assert (checkpoint / "back.safetensors").exists()
+
+
+def test_its_lines_run_an_export(tmp_path, monkeypatch):
+    code = next(c for kind, c in BLOCKS if kind == "python" and "deserialize" in c)
+    monkeypatch.chdir(tmp_path)
+    export.main(["demo", "--out", "demo.bin"])
+    names: dict = {}
+    exec(code, names)
+    assert names["found"]["boxes"].shape[0] == 2
+    assert {*names["found"]} == {"boxes", "scores", "levels", "valid"}
 
 
 def test_its_commands_name_scripts_configs_and_targets_that_exist():
