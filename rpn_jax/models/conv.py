@@ -13,7 +13,7 @@ he_init = nn.initializers.he_uniform()
 
 def widen(x: jax.Array) -> jax.Array:
     """Turn what a network computed into float32; float64 stays."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 class Conv1x1(nn.Module):

@@ -66,6 +66,7 @@ def test_a_dry_run_reports_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert any(line.startswith("so the 6 steps take 0:") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_compiled_and_traces(tmp_path, monkeypatch, capsys):
     for module in (train, evaluate):
         monkeypatch.setattr(module, "data_mesh", lambda: data_mesh(1))

@@ -114,14 +114,8 @@ def damage(file, how):
 
 # Orbax's unfinished tasks may complain when they are collected, much later.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    "how",
-    [
-        "cut",
-        pytest.param("deleted", marks=pytest.mark.slow),
-        pytest.param("emptied", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "emptied", "cut"])
 def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(saved, how, tmp_path):
     whole, states = saved
     files = [p.relative_to(whole) for p in (whole / "4").rglob("*") if p.is_file()]

@@ -77,6 +77,7 @@ def test_fsdp_splits_what_is_large_and_trains_the_same():
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_their_mean():
     model = network()
     losses, _, _ = train(model, 1, 2, accumulate=2)
