@@ -8,9 +8,8 @@ fully connected layers of 256, both stages trained together.
 
 Its peer is `experiments/peers/train_faster_rcnn.py`, where no object is an ignore
 region; `--model.rpn.convention.targets.ignore-threshold inf` gives the peer's rule.
-Measured here with `--steps 120`, one seed: AP 0.372 (AP50 0.676, AP75 0.385), the
-proposals' AR 0.313 / 0.563 / 0.592 at 10 / 100 / 300 (see
-`experiments/results/detectors.md`).
+Measured here with that, one seed: AP 0.497 (AP50 0.814, AP75 0.558), the proposals' AR
+0.404 / 0.669 / 0.683 at 10 / 100 / 300 (see `experiments/results/detectors.md`).
 """
 
 import dataclasses
