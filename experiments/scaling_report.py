@@ -26,11 +26,10 @@ without `--out` it only prints.
 
 The batch is that of the config, split over the devices. **On a CPU the devices are
 simulated: they share its cores, and their images/s say nothing of how a run scales.**
-What these rows show is the collectives, and the memory of each device. Two things are
-CPU's own. Where there are all-gathers of some kB, they are of the objects of the whole
-batch: matching goes image by image there, on each device for all images. And the
-gradients of sharded parameters are reduced by an all-reduce and a slice, not by a
-reduce-scatter.
+What these rows show is the collectives, and the memory of each device. Matching,
+proposals and pooling need none: each device does them for its own images. With `--fsdp`
+the gradients of split parameters are reduced by an all-reduce and a slice on a CPU, not
+by a reduce-scatter.
 """
 
 FORMULA = """\
