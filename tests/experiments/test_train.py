@@ -1,3 +1,4 @@
+import errno
 import json
 import random
 import re
@@ -318,6 +319,22 @@ def test_errors_of_the_user_end_with_code_2_and_no_traceback(monkeypatch, capsys
     error = capsys.readouterr().err
     assert error.startswith("error: there is no config 'nope'")
     assert len(error.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_other_errors_of_the_system_are_bugs(capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    def bug(_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with pytest.raises(SystemExit) as stop:
+        exit_with(full)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: [Errno 28] No space left on device: 'metrics.jsonl'"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        exit_with(bug)
 
 
 def test_evaluate_writes_curves(finished, tmp_path, capsys):
