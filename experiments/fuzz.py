@@ -46,6 +46,9 @@ FAMILIES = {**fuzz_ops.FAMILIES, **fuzz_stages.FAMILIES}
 OPS: dict[str, Target] = {name: partial(try_once, x) for name, x in FAMILIES.items()}
 TARGETS: dict[str, Target] = {**fuzz_data.TARGETS, **OPS}
 
+COMPILING = 300
+"""Seconds that a case of the ops may take longer, for the first one compiles."""
+
 PACKAGES = ("rpn_jax", "jax", "numpy", "pillow", "safetensors", "tensorflow-datasets")
 
 
@@ -83,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
     logging.disable()  # what is skipped is logged, thousands of times
     for which, name in enumerate(names):
         cases = len(range(which, options.cases, len(names)))
-        result = run(TARGETS[name], cases, seed=options.seed, limit=options.limit)
+        limit = options.limit + (COMPILING if name in OPS else 0)
+        result = run(TARGETS[name], cases, seed=options.seed, limit=limit)
         results[name] = result
         outcomes = ", ".join(f"{k} {n}" for k, n in result["outcomes"].items())
         speed = cases / max(result["seconds"], 1e-9)
@@ -114,8 +118,7 @@ def run(target: Target, cases: int, *, seed: int, limit: float) -> dict[str, Any
         warnings.simplefilter("ignore")  # decoders warn of what they mend
         for case in range(seed, seed + cases):
             try:
-                # The first one of an op compiles.
-                with _time_limit(limit + 300 * (case == seed)):
+                with _time_limit(limit):
                     outcome = target(np.random.default_rng(case), Path(folder))
             except (Exception, Hang) as error:
                 outcome = "failure"

@@ -28,6 +28,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Free what a module compiled: 2700 tests would hold gigabytes of it."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real images with boxes, or a skip that says how to name one."""

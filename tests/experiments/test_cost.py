@@ -44,6 +44,7 @@ def params_of(config):
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_reports_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "data_mesh", lambda: data_mesh(1))
     workdir = tmp_path / "run"
