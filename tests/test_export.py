@@ -98,6 +98,7 @@ def folder(tmp_path_factory, params):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_process_that_imports_jax_alone_gets_the_same_bits(name, folder, params):
     call = jax.jit(getattr(make_network(CONFIGS[name]), name))
@@ -111,6 +112,7 @@ def test_a_process_that_imports_jax_alone_gets_the_same_bits(name, folder, param
                 np.testing.assert_array_equal(found[field], values, err_msg=field)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_artefact_is_for_three_platforms_and_any_batch(name, folder):
     exported = export.deserialize((folder / f"{name}.bin").read_bytes())

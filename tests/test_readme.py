@@ -59,6 +59,7 @@ def test_its_five_lines_detect_on_a_picture(checkpoint):
     assert len(names["found"].boxes) == len(names["found"].names)
 
 
+@pytest.mark.slow
 def test_its_lines_for_a_checkpoint_of_torchvision(checkpoint, capsys):
     code = next(c for kind, c in BLOCKS if kind == "python" and "load(" in c)
     names = {"images": jnp.zeros((1, 64, 64, 3)), "image_sizes": jnp.array([[64, 64]])}
