@@ -359,6 +359,8 @@ def measure(path: Path, argv: Sequence[str], prog: str) -> int:
         out=path if path.is_dir() else path.parent,
     )
     options = tyro.cli(Options, default=defaults, args=argv, prog=prog)
+    if options.funnel and jax.process_count() > 1:
+        raise UsageError("--funnel follows the objects in one process; start one")
     source = open_source(options.data, "val", classes=classes_of(model.config))
     network = make_network(model.config)
     evaluate = Evaluator(network, source, options.data, options.eval, data_mesh())

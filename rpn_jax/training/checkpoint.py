@@ -245,6 +245,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
-        yield
-        gc.collect()  # they speak when they are collected
-        logger.setLevel(level)
+        try:
+            yield
+            gc.collect()  # they speak when they are collected
+        finally:
+            logger.setLevel(level)

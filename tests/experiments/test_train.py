@@ -358,6 +358,12 @@ def test_evaluate_measures_the_same_as_training_did(finished, capsys):
     assert values["figures"] == {k: v for k, v in trained.items() if k != "step"}
 
 
+def test_the_funnel_is_of_one_process(finished, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="--funnel follows the objects in one process"):
+        evaluate.main([str(finished / "weights.npz"), "--funnel"])
+
+
 def test_evaluate_wants_a_model_before_the_options():
     with pytest.raises(UsageError, match="a model is wanted before the options"):
         evaluate.main(["--out", "somewhere"])
