@@ -31,16 +31,49 @@ class Conv1x1(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[..., C]` to `[..., features]` in the compute dtype."""
-        shape = (1, 1, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        # As a matrix: with more axes XLA transposes both sides of the weight gradient.
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        rows = rows @ kernel[0, 0].astype(self.dtype)
-        if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (self.features,), jnp.float32)
-            rows = rows + bias[None].astype(self.dtype)
-        return rows.reshape(*x.shape[:-1], self.features)
+        return _product(self, x, size=1)
+
+
+class StemConv(nn.Module):
+    """3 x 3 convolution of images, computed as one matrix product over patches.
+
+    With three channels a patch has 27 numbers: XLA's CPU backend takes three times as
+    long as a convolution, forward and backward.
+    """
+
+    features: int
+    stride: int = 2
+    padding: int = 1
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Initializer = he_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[B, H, W, C]` to `[B, h, w, features]` in the compute dtype."""
+        pad = (self.padding, self.padding)
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), pad, pad, (0, 0)))
+        height, width = (side - 2 for side in x.shape[1:3])
+        patches = [
+            x[:, i : i + height : self.stride, j : j + width : self.stride]
+            for i in range(3)
+            for j in range(3)
+        ]
+        return _product(self, jnp.concatenate(patches, axis=-1), size=3)
+
+
+def _product(module: Conv1x1 | StemConv, x: jax.Array, *, size: int) -> jax.Array:
+    """Multiply the rows of `[..., size * size * C]` by the kernel; add the bias."""
+    shape = (size, size, x.shape[-1] // size**2, module.features)
+    kernel = module.param("kernel", module.kernel_init, shape, jnp.float32)
+    # As a matrix: with more axes XLA transposes both sides of the weight gradient.
+    rows = x.reshape(-1, x.shape[-1]).astype(module.dtype)
+    rows = rows @ kernel.reshape(-1, module.features).astype(module.dtype)
+    if module.use_bias:
+        zeros = nn.initializers.zeros
+        bias = module.param("bias", zeros, (module.features,), jnp.float32)
+        rows = rows + bias[None].astype(module.dtype)
+    return rows.reshape(*x.shape[:-1], module.features)
 
 
 def conv2d(
@@ -74,15 +107,14 @@ def conv2d(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool3x3(x: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array:
     """3 x 3 max pool of stride 2 over `[B, H, W, C]`.
 
     The same values and gradients as `nn.max_pool`'s; ties go to the first position of
     a window, row by row. XLA's CPU backend spends more time in the backward pass of its
-    pool (select-and-scatter) than in all convolutions of SqueezeNet; here the position
-    of each maximum is kept from the forward pass, and the backward pass, some five
-    times faster, only gathers. Reverse mode only.
+    pool (select-and-scatter) than in all convolutions of SqueezeNet; here columns are
+    pooled, then rows, the position of each maximum is kept from the forward pass, and
+    the backward pass only gathers. Reverse mode only.
 
     Args:
         x: `[B, H, W, C]` floats.
@@ -91,47 +123,46 @@ def max_pool3x3(x: jax.Array, padding: tuple[tuple[int, int], ...]) -> jax.Array
     Returns:
         `[B, h, w, C]` with `h = (H + top + bottom - 3) // 2 + 1`, likewise `w`.
     """
-    return _pool_forward(x, padding)[0]
+    rows, columns = padding
+    return _pool(_pool(x, 2, columns), 1, rows)
 
 
-def _pool_forward(x, padding):
-    h, w = (
-        (s + sum(pad) - 3) // 2 + 1
-        for s, pad in zip(x.shape[1:3], padding, strict=True)
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _pool(x: jax.Array, axis: int, padding: tuple[int, int]) -> jax.Array:
+    """Take the maximum of three in steps of two along an axis; the first of ties."""
+    return _pool_forward(x, axis, padding)[0]
+
+
+def _pool_forward(x, axis, padding):
+    pads = [padding if n == axis else (0, 0) for n in range(x.ndim)]
+    padded = jnp.pad(x, pads, constant_values=-jnp.inf)
+    last = 2 * ((padded.shape[axis] - 3) // 2)
+    best, *others = (
+        lax.slice_in_dim(padded, n, n + last + 1, 2, axis) for n in range(3)
     )
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
-    best = padded[:, : 2 * h - 1 : 2, : 2 * w - 1 : 2]
     position = jnp.zeros_like(best, jnp.uint8)
-    for n in range(1, 9):
-        i, j = divmod(n, 3)
-        other = padded[:, i : i + 2 * h - 1 : 2, j : j + 2 * w - 1 : 2]
+    for n, other in enumerate(others, start=1):
         better = (other > best) | jnp.isnan(other)  # NaN must show, not vanish
         best = jnp.where(better, other, best)
         position = jnp.where(better, jnp.uint8(n), position)
-    return best, (position, x.shape[1:3])
+    return best, (position, x.shape[axis])
 
 
-def _pool_backward(padding, residuals, grad):
-    position, sides = residuals
-
-    def part(n: int) -> jax.Array:
-        """What goes to place n of the windows, by row and column pairs of the input."""
-        later = [(k // 2, 1 - k // 2) for k in divmod(n, 3)]
-        return jnp.pad(jnp.where(position == n, grad, 0), ((0, 0), *later, (0, 0)))
-
-    # Window o reads the padded rows 2 o, 2 o + 1 and 2 o + 2: an odd row is read by one
-    # window, an even row by its own and by the one before; columns likewise.
-    even = [part(0) + part(2) + part(6) + part(8), part(1) + part(7)]
-    odd = [part(3) + part(5), part(4)]
-    pairs = jnp.stack([jnp.stack(even, axis=3), jnp.stack(odd, axis=3)], axis=2)
-    b, h, _, w, _, c = pairs.shape
-    edges = [
-        (-pad[0], pad[0] + side - size, 0)  # cuts the padding off, fills unread rows
-        for pad, side, size in zip(padding, sides, (2 * h, 2 * w), strict=True)
-    ]
+def _pool_backward(axis, padding, residuals, grad):
+    position, size = residuals
+    pairs = (size + 1) // 2
     zero = jnp.zeros((), grad.dtype)
-    padded = pairs.reshape(b, 2 * h, 2 * w, c)
-    return (lax.pad(padded, zero, ((0, 0, 0), *edges, (0, 0, 0))),)
+    sums = [zero, zero]  # of the even and of the odd places of x
+    for n in range(3):
+        # Place n of window i is 2 i + n - padding of x: one of pair i + shift.
+        shift, parity = divmod(n - padding[0], 2)
+        edges = [(0, 0, 0)] * grad.ndim
+        edges[axis] = (shift, pairs - shift - grad.shape[axis], 0)
+        part = jnp.where(position == n, grad, 0)
+        sums[parity] = sums[parity] + lax.pad(part, zero, edges)
+    shape = [2 * pairs if n == axis else s for n, s in enumerate(grad.shape)]
+    whole = jnp.stack(sums, axis + 1).reshape(shape)
+    return (lax.slice_in_dim(whole, 0, size, axis=axis),)
 
 
-max_pool3x3.defvjp(_pool_forward, _pool_backward)
+_pool.defvjp(_pool_forward, _pool_backward)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d, widen
+from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 
 
@@ -126,7 +126,7 @@ class MobileNetV3(nn.Module):
             resolution, 960 after the last convolution; those that torchvision's
             detectors take.
         """
-        x = conv2d(16, stride=2, use_bias=False, dtype=self.dtype, name="stem")(x)
+        x = StemConv(16, use_bias=False, dtype=self.dtype, name="stem")(x)
         norm = FrozenBatchNorm(self.epsilon, dtype=self.dtype, name="stem_norm")
         x = nn.hard_swish(norm(x))
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual

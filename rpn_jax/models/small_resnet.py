@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d, widen
+from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, widen
 
 
 class Block(nn.Module):
@@ -87,9 +87,7 @@ class SmallResNet(nn.Module):
             )
         if not self.strides or not set(self.strides) <= set(available):
             raise ValueError(f"strides must be among {available}, got {self.strides}")
-        x = conv2d(self.stem, stride=2, use_bias=False, dtype=self.dtype, name="stem")(
-            x
-        )
+        x = StemConv(self.stem, use_bias=False, dtype=self.dtype, name="stem")(x)
         x = nn.relu(nn.GroupNorm(self.groups, dtype=self.dtype, name="stem_norm")(x))
         maps = {}
         for stage, (features, count) in enumerate(

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3, widen
+from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, max_pool3x3, widen
 
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256))
 FIRES += ((64, 256),)
@@ -64,7 +64,7 @@ class SqueezeNet(nn.Module):
                 f'padding must be "same" or "torchvision", got {self.padding!r}'
             )
         same = self.padding == "same"
-        x = conv2d(64, stride=2, padding=int(same), dtype=self.dtype, name="conv1")(x)
+        x = StemConv(64, padding=int(same), dtype=self.dtype, name="conv1")(x)
         x = nn.relu(_pool(x, same))  # the same as pooling after ReLU, and cheaper
         for number, (squeeze, expand) in enumerate(FIRES, start=2):
             x = Fire(squeeze, expand, dtype=self.dtype, name=f"fire{number}")(x)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3
+from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, max_pool3x3
 
 
 def reference_pool(x, padding):
@@ -32,7 +32,13 @@ def reference_pool(x, padding):
     return values, gradient
 
 
-PADDINGS = [((1, 1), (1, 1)), ((0, 1), (0, 0)), ((0, 0), (0, 1)), ((0, 0), (0, 0))]
+PADDINGS = [
+    ((1, 1), (1, 1)),
+    ((0, 1), (0, 0)),
+    ((0, 0), (0, 1)),
+    ((0, 0), (0, 0)),
+    ((2, 1), (0, 2)),
+]
 
 
 @partial(jax.jit, static_argnames="padding")
@@ -81,9 +87,8 @@ def test_pool_passes_nan_on():
     np.testing.assert_array_equal(jnp.isnan(pooled), np.arange(9).reshape(3, 3) == 8)
 
 
-def test_conv1x1_equals_a_convolution_with_the_same_parameters(getkey):
-    x = jax.random.normal(getkey(), (2, 5, 7, 6))
-    ours, linen = Conv1x1(4), nn.Conv(4, (1, 1))
+def assert_same_convolution(ours, linen, x, getkey):
+    """The same parameters give the same values and gradients, by weights and input."""
     params = ours.init(getkey(), x)
     shapes = jax.tree.map(jnp.shape, params)
     assert shapes == jax.tree.map(jnp.shape, linen.init(getkey(), x))
@@ -99,6 +104,27 @@ def test_conv1x1_equals_a_convolution_with_the_same_parameters(getkey):
         grads,
         wanted_grads,
     )
+
+
+def test_conv1x1_equals_a_convolution_with_the_same_parameters(getkey):
+    x = jax.random.normal(getkey(), (2, 5, 7, 6))
+    assert_same_convolution(Conv1x1(4), nn.Conv(4, (1, 1)), x, getkey)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("sides", [(8, 9), (3, 6)])
+def test_stem_conv_equals_a_convolution_with_the_same_parameters(
+    stride, padding, sides, getkey
+):
+    x = jax.random.normal(getkey(), (2, *sides, 3))
+    linen = nn.Conv(4, (3, 3), strides=stride, padding=padding)
+    ours = StemConv(4, stride=stride, padding=padding)
+    assert (
+        ours.apply(ours.init(getkey(), x), x).shape
+        == linen.apply(linen.init(getkey(), x), x).shape
+    )
+    assert_same_convolution(ours, linen, x, getkey)
 
 
 @pytest.mark.parametrize("side", [8, 9])
