@@ -6,6 +6,7 @@ R RoIs, P x Q bins, C channels.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
@@ -20,7 +21,7 @@ class Dense(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.he_uniform()
 
     @nn.compact
@@ -43,7 +44,7 @@ class TwoFC(nn.Module):
     """
 
     features: int = 1024
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -67,7 +68,7 @@ class ConvFC(nn.Module):
 
     convs: int = 4
     features: int = 1024
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ class Res5(nn.Module):
     """
 
     trunk: ResNet
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +113,7 @@ class BoxPredictor(nn.Module):
 
     scores: int
     boxes: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 he_init = nn.initializers.he_uniform()
 
@@ -25,7 +26,7 @@ class Conv1x1(nn.Module):
 
     features: int
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = he_init
 
     @nn.compact
@@ -45,7 +46,7 @@ class StemConv(nn.Module):
     stride: int = 2
     padding: int = 1
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = he_init
 
     @nn.compact
@@ -86,7 +87,7 @@ def conv2d(
     groups: int = 1,
     use_bias: bool = True,
     kernel_init: Initializer = he_init,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     name: str | None = None,
 ) -> nn.Conv:
     """Square convolution, padded alike on all sides as PyTorch pads.

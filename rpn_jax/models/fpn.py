@@ -6,6 +6,7 @@ Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import Conv1x1, conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
@@ -37,7 +38,7 @@ class FPN(nn.Module):
     top: int = 0
     top_conv: bool = False
     norm: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import Conv1x1, conv2d, widen
 
@@ -33,7 +34,7 @@ class RPNHead(nn.Module):
     channels: int | None = None
     logits_per_anchor: int = 1
     num_convs: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
@@ -54,7 +55,7 @@ class InvertedResidual(nn.Module):
 
     row: Bneck
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -107,7 +108,7 @@ class MobileNetV3(nn.Module):
 
     epsilon: float = 1e-5
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 
 class FrozenBatchNorm(nn.Module):
@@ -24,7 +25,7 @@ class FrozenBatchNorm(nn.Module):
 
     epsilon: float = 1e-5
     scale_init: Initializer = nn.initializers.ones
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

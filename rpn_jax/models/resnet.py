@@ -9,6 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import Conv1x1, conv2d, max_pool3x3, widen
 from rpn_jax.models.norm import FrozenBatchNorm
@@ -48,7 +49,7 @@ class ResidualBlock(nn.Module):
     groups: int = 1
     stride_in_1x1: bool = False
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -110,7 +111,7 @@ class ResNet(nn.Module):
     dilated: bool = False
     epsilon: float = 1e-5
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def strides(self) -> tuple[int, ...]:

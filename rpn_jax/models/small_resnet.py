@@ -8,6 +8,7 @@ depend on the others, and there is no state beside the parameters.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, widen
 
@@ -18,7 +19,7 @@ class Block(nn.Module):
     features: int
     stride: int = 1
     groups: int = 8
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,7 +67,7 @@ class SmallResNet(nn.Module):
     stem: int = 16
     strides: tuple[int, ...] = (16,)
     groups: int = 8
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:

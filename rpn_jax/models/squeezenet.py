@@ -7,6 +7,7 @@ and the v1.1 of the authors' repository. Maps are NHWC.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import Conv1x1, StemConv, conv2d, max_pool3x3, widen
 
@@ -20,7 +21,7 @@ class Fire(nn.Module):
 
     squeeze: int
     expand: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -42,7 +43,7 @@ class SqueezeNet(nn.Module):
     """
 
     padding: str = "same"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Simonyan and Zisserman, Very Deep Convolutional Networks (2014), configuration D
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from rpn_jax.models.conv import conv2d, widen
 
@@ -22,7 +23,7 @@ class VGG16(nn.Module):
     """
 
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -51,7 +52,7 @@ class VGG16(nn.Module):
 class _Stage(nn.Module):
     features: int
     count: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
