@@ -13,15 +13,16 @@ needs no common environment (torch.compile takes torchvision's). `--only nms/rpn
 cases by name, `--quick` runs tiny ones to see that everything works. DIR (default
 `runs/benchmark`) gets `benchmark.md`, `benchmark.json` and `benchmark.png`.
 
-How to read it. Before anything is timed all results are compared with plain NumPy:
-kept indices and labels must be equal, numbers within 1e-5. A peer that differs is shown
-as "wrong" beside its time; if rpn_jax differs the exit code is 1. Samples of the
-participants take turns, in another order each round, after a pause in which the
-threads of the one before come to rest; a sample is the mean of a block of calls of 20
-ms or one call. "ratio" is our median over the peer's: below 1 we are faster. Arrays lie
-on the device beforehand, and compilation is not in the times. Trust ratios and minima
-on a machine that does other work; the load is given at the start and the end. On a GPU
-torchvision runs there too, and the growth of resident memory says nothing.
+How to read it. Before anything is timed all results are compared with plain NumPy, of
+whole networks with those of rpn_jax: kept indices and labels must be equal, numbers
+within 1e-5. A peer that differs is shown as "wrong" beside its time; if rpn_jax differs
+the exit code is 1. Samples of the participants take turns, in another order each round,
+after a pause in which the threads of the one before come to rest; a sample is the mean
+of a block of calls of 20 ms or one call. "ratio" is our median over the peer's: below 1
+we are faster. Arrays lie on the device beforehand, and compilation is not in the times.
+Trust ratios and minima on a machine that does other work; the load is given at the
+start and the end. On a GPU torchvision runs there too, and the growth of resident
+memory says nothing.
 """
 
 import argparse
@@ -149,7 +150,8 @@ def measure(case: Case, workers: Sequence[Worker], runs: int) -> dict:
             if "error" not in reply:
                 with np.load(file) as saved:
                     outputs[worker.name] = dict(saved)
-    reference = outputs.get(REFERENCE)
+    # Plain NumPy has no networks: there the peers are compared with this project.
+    reference = outputs.get(OURS if case.stage == "network" else REFERENCE)
     for name, output in outputs.items():
         if reference is not None:
             results[name]["check"] = str(compare(output, reference))

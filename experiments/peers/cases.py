@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.peers import inputs
+from experiments.peers.networks import random_detector
 
 THRESHOLD = 0.7
 IMAGE = (800, 1088)  # 217,413 anchors
@@ -45,6 +46,7 @@ def all_cases(quick: bool = False) -> list[Case]:
         *proposal_cases(quick),
         *roi_cases(quick),
         *train_cases(quick),
+        *network_cases(quick),
     ]
 
 
@@ -242,4 +244,21 @@ def train_cases(quick: bool) -> list[Case]:
             ("step", False, "neither makes proposals"),
             ("step as published", True, made),
         )
+    ]
+
+
+def network_cases(quick: bool) -> list[Case]:
+    """Faster R-CNN on ResNet-50 with a pyramid, one image, the same weights."""
+    height, width = TINY if quick else IMAGE
+
+    def make():
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (1, height, width, 3), np.uint8)
+        weights = random_detector().items()
+        return {"images": images, **{f"weights/{name}": x for name, x in weights}}
+
+    note = "random weights; resizing is in neither's time"
+    return [
+        Case(f"network/{what}", "network", make, {"what": what}, None, True, note)
+        for what in ("proposals", "detections")
     ]

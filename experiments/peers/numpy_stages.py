@@ -99,6 +99,18 @@ def named_matches(labels, index):
     return {"labels": labels, "gt_index": np.where(labels == 1, index, -1)}
 
 
+def state_dict(arrays):
+    """The weights among the arrays of a case, by their names."""
+    start = "weights/"
+    named = ((name, x) for name, x in arrays.items() if name.startswith(start))
+    return {name.removeprefix(start): x for name, x in named}
+
+
+def boxes_alone(boxes):
+    """Rows [B, K, 5] without scores, which vary in the fifth place among networks."""
+    return np.pad(boxes, ((0, 0), (0, 0), (0, 1)))
+
+
 def count_sample(labels, size=256, fraction=0.5):
     """How many positives and negatives a balanced sample holds."""
     positives = min(int((labels == 1).sum()), int(size * fraction))

@@ -1,17 +1,21 @@
 """The stages of this project: jitted, a batch by `vmap`."""
 
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 import numpy as np
-from numpy_stages import named_matches
+from numpy_stages import boxes_alone, named_matches, state_dict
 
 import rpn_jax as rj
 from experiments.config import load_config
 from rpn_jax.batch import Batch
+from rpn_jax.faster_rcnn import FasterRCNN, make_network
+from rpn_jax.pretrained import load
 from rpn_jax.rpn import rpn
 from rpn_jax.training.mesh import data_mesh, put_batch, replicated
 from rpn_jax.training.optimizer import make_optimizer
@@ -246,6 +250,22 @@ def prepare_train(arrays, options):
     return run, lambda loss: {"loss": np.asarray(jnp.isfinite(loss))}, facts
 
 
+def prepare_network(arrays, options):
+    """Proposals or detections of a whole network, from torchvision's weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.npz"
+        np.savez(file, **state_dict(arrays))
+        loaded = load(file)
+    model = make_network(loaded.config)
+    assert isinstance(model, FasterRCNN)
+    function = model.detect if options["what"] == "detections" else model.propose
+    images = arrays["images"]
+    run, facts = compiled(
+        function, loaded.params, images, np.array([images.shape[1:3]])
+    )
+    return run, lambda found: {"rows": boxes_alone(found.boxes)}, facts
+
+
 STAGES = {
     "nms": prepare_nms,
     "topk": prepare_topk,
@@ -258,4 +278,5 @@ STAGES = {
     "filter": prepare_proposals,
     "roi": prepare_roi,
     "train": prepare_train,
+    "network": prepare_network,
 }

@@ -70,9 +70,9 @@ def markdown(report):
     lines += [""] + [f"* {', '.join(c)}: {note}." for note, c in notes.items()]
     lines += ["", "## In full", ""]
     lines += [
-        "Times in ms. `result`: beside plain NumPy. `peak`: growth of the process's "
-        "resident memory in a call, MB; `temporary`: what XLA plans for a call, MB; "
-        "`compile`: s.",
+        "Times in ms. `result`: beside plain NumPy, of networks beside rpn_jax. "
+        "`peak`: growth of the process's resident memory in a call, MB; `temporary`: "
+        "what XLA plans for a call, MB; `compile`: s.",
         "",
     ]
     columns = "case who median min quartiles result peak temporary compile".split()

@@ -11,17 +11,19 @@ import time
 import numpy as np
 import torch
 import torchvision
-from numpy_stages import named_matches, pad
+from numpy_stages import boxes_alone, named_matches, pad, state_dict
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import (
     RegionProposalNetwork,
     RPNHead,
     concat_box_prediction_layers,
 )
-from torchvision.ops import batched_nms, nms, roi_align
+from torchvision.ops import FrozenBatchNorm2d, batched_nms, nms, roi_align
 
 GPU = os.environ.get("BENCHMARK_DEVICE") == "gpu" and torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -313,6 +315,36 @@ def prepare_train(arrays, options):
     return run, lambda loss: {"loss": np.isfinite(loss)}, {}
 
 
+def prepare_network(arrays, options):
+    """`fasterrcnn_resnet50_fpn` with the frozen norms of its published weights.
+
+    Without the resizing of `GeneralizedRCNNTransform`, which has nothing to do here.
+    """
+    trunk = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d
+    )
+    model = FasterRCNN(trunk, num_classes=91).to(DEVICE).eval()
+    model.load_state_dict(
+        {name: torch.from_numpy(x) for name, x in state_dict(arrays).items()}
+    )
+    (images,) = tensors(np.float32(arrays["images"].transpose(0, 3, 1, 2) / 255))
+
+    def find(images):
+        batch = torch.stack([model.transform.normalize(x) for x in images])
+        sizes = [tuple(batch.shape[2:])] * len(batch)
+        maps = model.backbone(batch)
+        boxes, _ = model.rpn(ImageList(batch, sizes), maps)
+        if options["what"] == "proposals":
+            return boxes[0]
+        return model.roi_heads(maps, boxes, sizes)[0][0]["boxes"]
+
+    def collect(boxes):
+        most = 1000 if options["what"] == "proposals" else 100
+        return {"rows": boxes_alone(pad([cpu(boxes)], most, 0))}
+
+    return job(find, [images], collect)
+
+
 STAGES = {
     "nms": prepare_nms,
     "topk": prepare_topk,
@@ -325,4 +357,5 @@ STAGES = {
     "filter": prepare_filter,
     "roi": prepare_roi,
     "train": prepare_train,
+    "network": prepare_network,
 }

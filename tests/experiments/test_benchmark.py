@@ -113,13 +113,13 @@ def test_what_is_asked_for_must_exist(tmp_path):
 @pytest.mark.slow
 def test_a_quick_run_writes_all_and_names_who_is_absent(tmp_path, capsys):
     only = r"nms/rpn/\d+$|topk|sample|encode|whole/1 objects|(decode|trained)/batch 1"
-    only += "|roi/2 samples"
+    only += "|roi/2 samples|network/proposals"
     missing = [f"{x}={tmp_path / 'python'}" for x in ("torchvision", "keras-hub")]
     peers = [option for peer in missing for option in ("--peer", peer)]
     arguments = ["--quick", "--only", only, "--out", str(tmp_path), *peers]
     assert benchmark.main(arguments) == 0
     report = json.loads((tmp_path / "benchmark.json").read_text())
-    assert len(report["rows"]) == 11
+    assert len(report["rows"]) == 12
     for row in report["rows"]:
         ours = row["results"]["rpn_jax"]
         assert ours["check"] == "equal" and len(ours["samples"]) == 2
