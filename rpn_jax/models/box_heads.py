@@ -12,6 +12,9 @@ from rpn_jax.models.conv import conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 from rpn_jax.models.resnet import ResidualBlock, ResNet
 
+# U(+-1 / sqrt(n)), n inputs: as torch's linear layers start.
+_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class Dense(nn.Module):
     """Fully connected layer on pooled maps or on vectors.
@@ -22,13 +25,12 @@ class Dense(nn.Module):
 
     features: int
     dtype: DTypeLike = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_uniform()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[R, ...]` to `[R, features]` in the compute dtype."""
         shape = (*x.shape[1:], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", _init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.reshape(x.shape[0], -1).astype(self.dtype)
         kernel = kernel.reshape(-1, self.features).astype(self.dtype)
@@ -118,13 +120,6 @@ class BoxPredictor(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Map `[R, features]` to scores `[R, scores]` and deltas `[R, boxes, 4]`."""
-
-        def predict(features: int, deviation: float, name: str) -> jax.Array:
-            init = nn.initializers.normal(deviation)
-            dense = Dense(features, dtype=self.dtype, kernel_init=init, name=name)
-            return widen(dense(x))
-
-        # As first published: Fast R-CNN, section 2.3.
-        scores = predict(self.scores, 0.01, "cls_score")
-        deltas = predict(4 * self.boxes, 0.001, "bbox_pred")
+        scores = widen(Dense(self.scores, dtype=self.dtype, name="cls_score")(x))
+        deltas = widen(Dense(4 * self.boxes, dtype=self.dtype, name="bbox_pred")(x))
         return scores, deltas.reshape(*deltas.shape[:-1], self.boxes, 4)
