@@ -8,8 +8,9 @@ fully connected layers of 256, both stages trained together.
 
 Its peer is `experiments/peers/train_faster_rcnn.py`, where no object is an ignore
 region; `--model.rpn.convention.targets.ignore-threshold inf` gives the peer's rule.
-Measured here with that, one seed: AP 0.497 (AP50 0.814, AP75 0.558), the proposals' AR
-0.404 / 0.669 / 0.683 at 10 / 100 / 300 (see `experiments/results/detectors.md`).
+Measured here with that, one seed: AP 0.501 (AP50 0.818, AP75 0.559), the proposals' AR
+0.384 / 0.659 / 0.672 at 10 / 100 / 300; the peer: 0.510 (0.832, 0.541) and 0.381 /
+0.656 / 0.670 (see `experiments/results/detectors.md`).
 """
 
 import dataclasses
