@@ -12,7 +12,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 .PHONY: demo test test-slow venv clean
 
-# Large arrays in pages of 2 MB: a fifth less time a step where Linux offers them.
+# Large arrays in pages of 2 MB: up to a fifth less time a step where Linux has them.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: .venv/.stamp-run
 	$(BIN)/python -m experiments.train shapes --workdir runs/demo
