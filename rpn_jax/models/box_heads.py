@@ -12,7 +12,7 @@ from rpn_jax.models.conv import conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 from rpn_jax.models.resnet import ResidualBlock, ResNet
 
-# U(+-1 / sqrt(n)), n inputs: as torch's linear layers start.
+# Its bound is 1 / sqrt(inputs).
 _init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -21,6 +21,7 @@ class Dense(nn.Module):
 
     The kernel of the first kind is stored `[P, Q, C, features]`, as of a convolution
     that covers the whole map: that is how torch's flattened channels come out right.
+    Kernels start U(+-1 / sqrt(n)), n inputs, as torch's; biases at 0.
     """
 
     features: int
