@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+BoxInit = Literal["torchvision", "detectron2"]
 ResizeRule = Literal["torch_bilinear", "pil_bilinear", "cv2_bilinear"]
 
 
@@ -148,6 +149,9 @@ class RoIConvention(Checked):
         sampling_ratio: of `roi_align`.
         aligned: of `roi_align`.
         level_rule: of `assign_levels`: "torchvision" or "detectron2".
+        box_init: initial weights of the fully connected layers, of n inputs:
+            "torchvision" U(+-1 / sqrt(n)); "detectron2" U(+-sqrt(3 / n)), but
+            N(0, 0.01) for class scores and N(0, 0.001) for deltas. Biases start at 0.
         iou_threshold: IoU with an object from which a RoI is of its class.
         sample_size: RoIs an image that are trained on.
         positive_fraction: the most that RoIs on objects may take of them.
@@ -165,6 +169,7 @@ class RoIConvention(Checked):
     sampling_ratio: int = 2
     aligned: bool = False
     level_rule: Literal["torchvision", "detectron2"] = "torchvision"
+    box_init: BoxInit = "torchvision"
     iou_threshold: float = 0.5
     sample_size: int = 512
     positive_fraction: float = 0.25
@@ -246,6 +251,7 @@ DETECTRON2 = Convention(
         sampling_ratio=0,
         aligned=True,
         level_rule="detectron2",
+        box_init="detectron2",
         beta=0.0,
         background="last",
         min_size=0.0,
@@ -277,6 +283,8 @@ PY_FASTER_RCNN = Convention(
     ),
     roi=RoIConvention(
         pooling="pool",
+        # Its predictor starts likewise, fc6 and fc7 from ImageNet.
+        box_init="detectron2",
         sample_size=128,
         beta=1.0,
         max_log_scale=math.inf,

@@ -348,7 +348,7 @@ def pool_rois(
 def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:
     """Build the parts of a detector and check them against each other."""
     backbone, head = rpn_modules(config.rpn, backbone)
-    dtype = jnp.dtype(config.rpn.dtype)
+    dtype, init = jnp.dtype(config.rpn.dtype), config.convention.roi.box_init
     if not 1 <= config.roi_levels <= len(config.rpn.strides):
         raise ValueError(
             f"roi_levels must be 1 to {len(config.rpn.strides)}, the number of "
@@ -364,11 +364,14 @@ def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:
             )
         box_head = Res5(backbone.clone(name=None), dtype=dtype)
     elif config.box_head == "conv_fc":
-        box_head = ConvFC(features=config.box_features, dtype=dtype)
+        box_head = ConvFC(features=config.box_features, box_init=init, dtype=dtype)
     else:
-        box_head = TwoFC(config.box_features, dtype=dtype)
+        box_head = TwoFC(config.box_features, box_init=init, dtype=dtype)
     classes = len(config.classes)
     predictor = BoxPredictor(
-        scores=classes + 1, boxes=classes + config.box_background, dtype=dtype
+        scores=classes + 1,
+        boxes=classes + config.box_background,
+        box_init=init,
+        dtype=dtype,
     )
     return FasterRCNNModule(backbone, head, box_head, predictor)

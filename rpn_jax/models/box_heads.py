@@ -3,17 +3,31 @@
 R RoIs, P x Q bins, C channels.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from rpn_jax.conventions import BoxInit
 from rpn_jax.models.conv import conv2d, widen
 from rpn_jax.models.norm import FrozenBatchNorm
 from rpn_jax.models.resnet import ResidualBlock, ResNet
 
-# Its bound is 1 / sqrt(inputs).
-_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+def _uniform(gain: float) -> nn.initializers.Initializer:
+    """Draw from U(+-gain / sqrt(n)), n inputs."""
+    return nn.initializers.variance_scaling(gain**2 / 3, "fan_in", "uniform")
+
+
+_torch, _xavier = _uniform(1.0), _uniform(math.sqrt(3))
+_normal = nn.initializers.normal
+# Of hidden layers, class scores and deltas.
+_INITS = {
+    "torchvision": (_torch, _torch, _torch),
+    "detectron2": (_xavier, _normal(0.01), _normal(0.001)),
+}
 
 
 class Dense(nn.Module):
@@ -21,17 +35,18 @@ class Dense(nn.Module):
 
     The kernel of the first kind is stored `[P, Q, C, features]`, as of a convolution
     that covers the whole map: that is how torch's flattened channels come out right.
-    Kernels start U(+-1 / sqrt(n)), n inputs, as torch's; biases at 0.
+    Biases start at 0.
     """
 
     features: int
+    kernel_init: nn.initializers.Initializer
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[R, ...]` to `[R, features]` in the compute dtype."""
         shape = (*x.shape[1:], self.features)
-        kernel = self.param("kernel", _init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.reshape(x.shape[0], -1).astype(self.dtype)
         kernel = kernel.reshape(-1, self.features).astype(self.dtype)
@@ -43,17 +58,20 @@ class TwoFC(nn.Module):
 
     Attributes:
         features: Of both.
+        box_init: Initial weights, see `RoIConvention`.
         dtype: Compute type.
     """
 
     features: int = 1024
+    box_init: BoxInit = "torchvision"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[R, P, Q, C]` to `[R, features]`."""
+        hidden, *_ = _INITS[self.box_init]
         for name in ("fc6", "fc7"):
-            x = nn.relu(Dense(self.features, dtype=self.dtype, name=name)(x))
+            x = nn.relu(Dense(self.features, hidden, self.dtype, name=name)(x))
         return x
 
 
@@ -66,11 +84,13 @@ class ConvFC(nn.Module):
     Attributes:
         convs: Number of 3 x 3 convolutions, each as wide as the maps.
         features: Of the fully connected layer.
+        box_init: Its initial weights, see `RoIConvention`.
         dtype: Compute type.
     """
 
     convs: int = 4
     features: int = 1024
+    box_init: BoxInit = "torchvision"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -81,7 +101,8 @@ class ConvFC(nn.Module):
                 x.shape[-1], use_bias=False, dtype=self.dtype, name=f"conv{n}"
             )
             x = nn.relu(FrozenBatchNorm(dtype=self.dtype, name=f"norm{n}")(conv(x)))
-        return nn.relu(Dense(self.features, dtype=self.dtype, name="fc")(x))
+        hidden, *_ = _INITS[self.box_init]
+        return nn.relu(Dense(self.features, hidden, self.dtype, name="fc")(x))
 
 
 class Res5(nn.Module):
@@ -111,16 +132,23 @@ class BoxPredictor(nn.Module):
     Attributes:
         scores: Number of class scores, the background's among them.
         boxes: Number of boxes a RoI.
+        box_init: Initial weights, see `RoIConvention`.
         dtype: Compute type; outputs are float32.
     """
 
     scores: int
     boxes: int
+    box_init: BoxInit = "torchvision"
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Map `[R, features]` to scores `[R, scores]` and deltas `[R, boxes, 4]`."""
-        scores = widen(Dense(self.scores, dtype=self.dtype, name="cls_score")(x))
-        deltas = widen(Dense(4 * self.boxes, dtype=self.dtype, name="bbox_pred")(x))
+        _, for_scores, for_deltas = _INITS[self.box_init]
+
+        def predict(features: int, kernel_init, name: str) -> jax.Array:
+            return widen(Dense(features, kernel_init, self.dtype, name=name)(x))
+
+        scores = predict(self.scores, for_scores, "cls_score")
+        deltas = predict(4 * self.boxes, for_deltas, "bbox_pred")
         return scores, deltas.reshape(*deltas.shape[:-1], self.boxes, 4)
