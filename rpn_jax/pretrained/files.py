@@ -23,9 +23,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read a weight file: arrays by the names that the library gave that wrote it.
 
     Taken are `.pth` and `.pt` (torch reads them, weights only), `.safetensors` (the
-    library of that name does), detectron2's `.pkl` and NumPy's `.npz`. The suffix
+    library of that name does), detectron2's `.pkl`, NumPy's `.npz` and the `.h5` of
+    Keras 1 and 2 (h5py does; names become `layer/kernel`, `layer/bias`). The suffix
     counts only where the content does not tell. Of a checkpoint with a "model" or a
-    "state_dict" in it (Detectron: "blobs") that part is taken.
+    "state_dict" in it (Detectron: "blobs"; Keras: "model_weights") that part is taken.
 
     Args:
         path: The file.
@@ -99,6 +100,8 @@ def _kind(path: str) -> tuple[str, Callable[[str], Mapping]]:
         return ".npz weights", _read_npz
     if _TORCH_LEGACY in head:
         return "a checkpoint of torch", _read_torch
+    if head.startswith(b"\x89HDF\r\n"):
+        return "Keras' .h5 weights", _read_keras
     # Eight bytes of length, far below 2**32, then json.
     if head[4:9] == b"\0\0\0\0{":
         return ".safetensors weights", _read_safetensors
@@ -107,7 +110,7 @@ def _kind(path: str) -> tuple[str, Callable[[str], Mapping]]:
         return "a pickle of NumPy arrays", _read_pickle
     raise ValueError(
         f"{path} is no weight file: it begins with {head[:16]!r}, wanted is a .pth, "
-        ".pt, .safetensors, .pkl or .npz"
+        ".pt, .safetensors, .pkl, .npz or .h5"
     )
 
 
@@ -163,6 +166,29 @@ def _read_pickle(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
         values = _unwrap(load_pickle(file))
     return {k: to_array(v) if isinstance(v, Record) else v for k, v in values.items()}
+
+
+def _read_keras(path: str) -> dict[str, np.ndarray]:
+    arrays = {}
+    with _library("h5py", path).File(path, "r") as file:
+        layers = file.get("model_weights", file)
+        if "layer_names" not in layers.attrs:
+            raise Refused("it does not name its layers, as Keras 1 and 2 do")
+        for layer in map(_text, layers.attrs["layer_names"]):
+            for weight in map(_text, layers[layer].attrs["weight_names"]):
+                array = layers[layer][weight]
+                elsewhere = array.external or array.is_virtual
+                if elsewhere or array.file.filename != file.filename:
+                    raise Refused(f"{weight[:80]!r} lies in another file")
+                # Keras 1 writes conv1_W:0, later ones conv1/kernel:0.
+                part = re.split("[/_]", weight.removesuffix(":0"))[-1]
+                part = {"W": "kernel", "b": "bias"}.get(part, part)
+                arrays[f"{layer}/{part}"] = array[()]
+    return arrays
+
+
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def _library(module: str, path: str) -> Any:

@@ -79,8 +79,8 @@ def load(
     takes the detector's parameters.
 
     Args:
-        source: a `.pth` (needs torch), `.safetensors`, `.pkl` or `.npz` file, or a
-            state dict.
+        source: a `.pth` (needs torch), `.safetensors`, `.pkl`, `.npz` or `.h5` file, or
+            a state dict.
         config: of the network to fill; None: that which the file was made for. A trunk
             goes into any network with that trunk, the RPN of a detector into an RPN.
         parts: of the network to fill, such as `("backbone",)`; None: all that the file

@@ -10,6 +10,7 @@ import sys
 import types
 from collections import OrderedDict
 
+import h5py
 import ml_dtypes
 import numpy as np
 import pytest
@@ -286,9 +287,69 @@ def test_a_damaged_file_is_read_or_refused(tmp_path, kind, seed):
     assert 0 < read < 100
 
 
+KERNEL, BIAS = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4), np.ones(4, "f4")
+LAYER = "fire2/squeeze1x1"
+
+
+def save_keras(path, weights, *, layers=(LAYER, "relu"), inside=None):
+    """Write the arrays of the first layer as Keras does; the others have none."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group(inside) if inside else file
+        group.attrs["layer_names"] = [name.encode() for name in layers]
+        for layer in layers:
+            names = list(weights) if layer == LAYER else []
+            group.create_group(layer).attrs["weight_names"] = [
+                n.encode() for n in names
+            ]
+            for name in names:
+                group[layer][name] = weights[name]
+    return path
+
+
+@pytest.mark.parametrize("inside", [None, "model_weights"])
+@pytest.mark.parametrize("names", [("_W:0", "_b:0"), ("/kernel:0", "/bias:0")])
+def test_arrays_of_keras_1_and_2_get_the_same_names(tmp_path, names, inside):
+    weights = dict(zip((LAYER + name for name in names), (KERNEL, BIAS), strict=True))
+    found = read_state_dict(save_keras(tmp_path / "w.h5", weights, inside=inside))
+    assert_are_arrays(found, {f"{LAYER}/kernel": KERNEL, f"{LAYER}/bias": BIAS})
+
+
+def test_an_h5_of_another_kind_is_one_sentence(tmp_path):
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file["a"] = KERNEL
+    assert_refused(tmp_path / "w.h5", "does not name its layers")
+    path = save_keras(tmp_path / "w.h5", {f"{LAYER}/kernel:0": KERNEL})
+    whole = path.read_bytes()
+    for kept in (0.1, 0.5, 0.9):
+        path.write_bytes(whole[: int(kept * len(whole))])
+        assert_refused(path, "truncated or damaged")
+
+
+@pytest.mark.parametrize("kind", ["external", "link", "virtual"])
+def test_an_h5_cannot_point_to_another_file(tmp_path, kind):
+    name = f"{LAYER}/kernel:0"
+    other = save_keras(tmp_path / "other.h5", {name: KERNEL})
+    path = save_keras(tmp_path / "w.h5", {name: KERNEL})
+    with h5py.File(path, "r+") as file:
+        group = file[LAYER]
+        del group[name]
+        if kind == "link":
+            group[name] = h5py.ExternalLink(str(other), f"{LAYER}/{name}")
+        elif kind == "external":
+            data = [(str(other), 0, 48)]
+            group.create_dataset(name, (12,), "f4", external=data)
+        else:
+            layout = h5py.VirtualLayout(KERNEL.shape, "f4")
+            source = h5py.VirtualSource(other, f"{LAYER}/{name}", KERNEL.shape)
+            layout[...] = source
+            group.create_virtual_dataset(name, layout)
+    assert_refused(path, "lies in another file")
+
+
 @pytest.mark.parametrize(
     ("library", "content"),
     [
+        ("h5py", b"\x89HDF\r\n\x1a\n"),
         ("torch", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."),
         ("safetensors", b"\x10\0\0\0\0\0\0\0{}"),
     ],

@@ -1,5 +1,6 @@
 import dataclasses
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,12 +206,30 @@ def test_imagenet_squeezenet_of_keras_loads(shared_data):
     assert sum(p.size for p in jax.tree.leaves(loaded.params)) == 722_496
 
 
-def test_a_keras_file_gives_the_parameters_of_its_state_dict(tmp_path):
+def save_h5(file, flat):
+    """Write arrays `layer/kernel` and `layer/bias` as Keras 1 did."""
+    with h5py.File(file, "w") as h5:
+        layers = sorted({name.rsplit("/", 1)[0] for name in flat})
+        h5.attrs["layer_names"] = [layer.encode() for layer in layers]
+        for layer in layers:
+            names = {"kernel": f"{layer}_W:0", "bias": f"{layer}_b:0"}
+            group = h5.create_group(layer)
+            group.attrs["weight_names"] = [name.encode() for name in names.values()]
+            for part, name in names.items():
+                group[name] = flat[f"{layer}/{part}"]
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+def test_a_keras_file_gives_the_parameters_of_its_state_dict(tmp_path, kind):
     trunk = load(small()).params["params"]["backbone"]
     leaves = jax.tree.leaves_with_path(trunk)
     flat = {"/".join(key.key for key in path): leaf for path, leaf in leaves}
-    np.savez(tmp_path / "keras.npz", **flat)
-    loaded = load(tmp_path / "keras.npz")
+    file = tmp_path / f"keras.{kind}"
+    if kind == "npz":
+        np.savez(file, **flat)
+    else:
+        save_h5(file, flat)
+    loaded = load(file)
     assert loaded.report.model == "Keras' SqueezeNet 1.1"
     jax.tree.map(
         np.testing.assert_array_equal, loaded.params["params"]["backbone"], trunk
