@@ -159,6 +159,8 @@ class RoIConvention(Checked):
         max_log_scale: clamp of dw and dh from above.
         beta: of smooth-L1; 0 is L1.
         background: "first" or "last" among the class scores.
+        inclusive: RoIs are pooled, and detections clipped, as boxes whose x2, y2 are
+            the last pixel inside.
         score_threshold: a detection's score must exceed it.
         min_size: least side of a detection, pixels of the network input; reached.
         nms_threshold: IoU above which NMS within a class suppresses.
@@ -177,6 +179,7 @@ class RoIConvention(Checked):
     max_log_scale: float = math.log(1000 / 16)
     beta: float = 1 / 9
     background: Literal["first", "last"] = "first"
+    inclusive: bool = False
     score_threshold: float = 0.05
     min_size: float = 0.01
     nms_threshold: float = 0.5
@@ -288,6 +291,7 @@ PY_FASTER_RCNN = Convention(
         sample_size=128,
         beta=1.0,
         max_log_scale=math.inf,
+        inclusive=True,
         min_size=0.0,
         nms_threshold=0.3,
     ),

@@ -18,7 +18,7 @@ from rpn_jax.ops._checks import (
     as_mask,
     check_option,
 )
-from rpn_jax.ops.boxes import clip_boxes_to_image
+from rpn_jax.ops.boxes import clip_decoded
 from rpn_jax.ops.coding import MAX_LOG_SCALE, decode_boxes
 from rpn_jax.ops.multiclass_nms import multiclass_nms
 
@@ -51,6 +51,7 @@ def generate_detections(
     weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
     max_log_scale: float = MAX_LOG_SCALE,
     score_threshold: ArrayLike = 0.05,
+    inclusive: bool = False,
     min_size: ArrayLike = 0.0,
     nms_threshold: ArrayLike = 0.5,
     max_detections: int = 100,
@@ -71,6 +72,8 @@ def generate_detections(
         weights: factors of (dx, dy, dw, dh).
         max_log_scale: see `decode_boxes`.
         score_threshold: a probability (softmax) must exceed it.
+        inclusive: decoded x2, y2 are the last pixel inside and are clipped to W - 1,
+            H - 1 (py-faster-rcnn); 1 is added to make them continuous.
         min_size: least width and height after clipping, pixels.
         nms_threshold: IoU above which NMS suppresses.
         max_detections: D; static.
@@ -131,7 +134,7 @@ def generate_detections(
         max_log_scale=max_log_scale,
     )
     known &= jnp.isfinite(boxes).all(axis=-1)
-    boxes = clip_boxes_to_image(boxes, as_image_size(image_size))
+    boxes = clip_decoded(boxes, as_image_size(image_size), inclusive)
     large = (boxes[..., 2:] - boxes[..., :2] >= min_size).all(axis=-1) & known
     kept = multiclass_nms(
         boxes,
@@ -176,6 +179,7 @@ def batch_detections(
             weights=rules.weights,
             max_log_scale=rules.max_log_scale,
             score_threshold=rules.score_threshold,
+            inclusive=rules.inclusive,
             min_size=rules.min_size,
             nms_threshold=rules.nms_threshold,
             max_detections=rules.max_detections,

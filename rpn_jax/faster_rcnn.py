@@ -5,6 +5,7 @@ image, `C` classes, `D` detections an image.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
@@ -328,6 +329,8 @@ def pool_rois(
     scales = tuple(1 / stride for stride in strides)
     if convention.pooling == "pool":
         (only,), (scale,) = maps, scales
+        if convention.inclusive:
+            boxes = boxes - jnp.array([0, 0, 1, 1], boxes.dtype)
         return roi_pool(only, boxes, output_size=size, spatial_scale=scale, valid=valid)
     finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
     levels = assign_levels(
@@ -353,6 +356,13 @@ def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:
         raise ValueError(
             f"roi_levels must be 1 to {len(config.rpn.strides)}, the number of "
             f"feature maps, got {config.roi_levels}"
+        )
+    strides = config.rpn.strides[: config.roi_levels]
+    steps = {b / a for a, b in itertools.pairwise(strides)}
+    if len(strides) > 1 and (any(s & (s - 1) for s in strides) or steps - {1, 2}):
+        raise ValueError(
+            "a RoI goes to the level of its size: strides must be powers of two, each "
+            f"once or twice the one before, got {strides}"
         )
     if config.convention.roi.pooling == "pool" and config.roi_levels > 1:
         raise ValueError("roi_levels must be 1 where pooling is 'pool'")

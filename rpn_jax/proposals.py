@@ -19,7 +19,7 @@ from rpn_jax.ops._checks import (
     check_option,
     check_shape,
 )
-from rpn_jax.ops.boxes import clip_boxes_to_image
+from rpn_jax.ops.boxes import clip_decoded
 from rpn_jax.ops.coding import MAX_LOG_SCALE, decode_boxes
 from rpn_jax.ops.losses import foreground_logit
 from rpn_jax.ops.nms import nms
@@ -88,8 +88,9 @@ def generate_proposals(
 
     Returns:
         `Proposals`, by descending score, ties in order of level and then of logit.
-        Dropped are anchors whose logit is NaN, and those that are not finite or whose
-        deltas, or box before it is clipped, are not.
+        Dropped are anchors whose logit is NaN or -inf (or +inf, if logits are the
+        scores), and those that are not finite or whose deltas, or box before it is
+        clipped, are not.
         Boxes and scores are differentiable with respect to deltas and logits, the
         choice is not; the gradient of what is dropped is 0.
 
@@ -126,7 +127,7 @@ def generate_proposals(
             deltas, anchors, weights=weights, max_log_scale=max_log_scale
         )
         known &= jnp.isfinite(boxes).all(axis=1)
-        return _clip(boxes, image_size, inclusive), known
+        return clip_decoded(boxes, image_size, inclusive), known
 
     def large_enough(boxes):
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -154,7 +155,7 @@ def generate_proposals(
         valid = best.valid & known
         logit = jnp.where(valid, logit[index], 0.0)
         scores = jax.nn.sigmoid(logit) if score == "probability" else logit
-        valid &= scores >= score_threshold
+        valid &= (scores >= score_threshold) & jnp.isfinite(scores)
         if not filter_first:
             valid &= large_enough(boxes)
         if iou_threshold is not None:
@@ -181,15 +182,6 @@ def generate_proposals(
         jnp.where(valid, levels[index], -1),
         valid,
     )
-
-
-def _clip(boxes, image_size, inclusive: bool):
-    """Clip boxes [A, 4] to the image; inclusive ones become continuous."""
-    if not inclusive:
-        return clip_boxes_to_image(boxes, image_size)
-    # The last pixel lies in 0..W - 1; the edge behind it is 1 further.
-    edge = jnp.array([[0, 0, 1, 1]], jnp.float32)
-    return clip_boxes_to_image(boxes, image_size - 1) + edge
 
 
 def proposal_options(

@@ -98,6 +98,28 @@ def test_small_boxes_are_left_out_after_clipping():
     np.testing.assert_array_equal(found.boxes[0], boxes[1])
 
 
+def test_inclusive_boxes_as_py_faster_rcnn_has_them():
+    # There RoIs are [0, 0, 19, 19] and [11, 0, 30, 19]: 20 pixels a side. Its decoding
+    # puts x2 at ctr + w / 2 = 20 and 31; with "+1" they share 10 x 21 of 672 pixels.
+    rois = jnp.array([[0.0, 0, 20, 20], [11, 0, 31, 20]])
+    logits = jnp.array([[0.0, 5.0], [0.0, 4.0]])
+
+    def detect(rois, **options):
+        zeros = jnp.zeros((2, 1, 4))
+        return generate_detections(rois, None, logits, zeros, SIZE, **options)
+
+    iou = 10 * 21 / (2 * 21 * 21 - 10 * 21)
+    assert 0.3 < iou < 0.4
+    options = {"inclusive": True, "max_detections": 2}
+    found = detect(rois, nms_threshold=0.4, **options)
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 21, 21], [11, 0, 32, 21]])
+    assert detect(rois, nms_threshold=0.3, **options).valid.tolist() == [True, False]
+    # Outside, the last pixel is what is left.
+    height, width = SIZE
+    outside = detect(rois + 200, nms_threshold=0.4, **options)
+    assert outside.boxes[0].tolist() == [width - 1, height - 1, width, height]
+
+
 def test_padding_changes_nothing_whatever_it_holds():
     boxes, logits, deltas = scene(3)
     junk = [

@@ -12,6 +12,7 @@ from rpn_jax.faster_rcnn import (
     FasterRCNNConfig,
     faster_rcnn,
     make_network,
+    pool_rois,
 )
 from rpn_jax.models.conv import conv2d
 from rpn_jax.objective import detection_losses
@@ -47,6 +48,10 @@ SMALL = FasterRCNNConfig(
     box_features=16,
     roi_levels=2,
 )
+
+
+# A level between the two is missing.
+SKIPS = dataclasses.replace(SMALL.rpn, strides=(4, 16))
 
 
 def batch_of(count=2, objects=3, side=32):
@@ -357,6 +362,15 @@ def test_py_faster_rcnn_pools_by_the_maximum():
     assert found.boxes.shape == (1, 100, 4)
 
 
+def test_py_faster_rcnn_pools_up_to_the_last_pixel():
+    """Its RoI [0, 0, 23, 23], here [0, 0, 24, 24], ends in cell round(23 / 16) = 1."""
+    cells = jnp.arange(16.0).reshape(4, 4, 1)
+    box, valid = jnp.array([[0.0, 0, 24, 24]]), jnp.ones(1, bool)
+    options = {"strides": (16,), "size": 2, "convention": PY_FASTER_RCNN.roi}
+    pooled = pool_rois((cells,), box, valid, **options)
+    assert pooled[0, ..., 0].tolist() == [[0, 1], [4, 5]]
+
+
 def test_a_network_is_made_from_either_configuration():
     assert make_network(SMALL).config is SMALL
     assert make_network(SMALL.rpn).config is SMALL.rpn
@@ -367,6 +381,7 @@ def test_a_network_is_made_from_either_configuration():
     [
         ({"roi_levels": 3}, "roi_levels must be 1 to 2"),
         ({"box_head": "res5"}, "wants a backbone that ends with res4"),
+        ({"rpn": SKIPS}, r"strides must be powers of two, .* got \(4, 16\)"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_named(change, message):

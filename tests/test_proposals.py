@@ -273,6 +273,17 @@ def test_a_score_of_exactly_the_threshold_stays():
     assert found.valid.tolist()[:2] == [True, False]
 
 
+@pytest.mark.parametrize("score", ["logit", "probability"])
+def test_an_infinite_logit_is_no_score(score):
+    boxes = np.array([[0, 0, 4, 8], [20, 20, 30, 30], [40, 0, 50, 9]], np.float32)
+    logits = np.array([np.inf, 1.0, -np.inf], np.float32)
+    found = run(
+        [boxes], [logits], [np.zeros((3, 4), np.float32)], SIZE, **RULE, score=score
+    )
+    wanted = [1.0] if score == "logit" else [1.0, 1 / (1 + np.exp(-1))]
+    np.testing.assert_allclose(found.scores[found.valid], wanted, rtol=1e-6)
+
+
 def test_jit_equals_eager_and_vmap_equals_a_loop():
     scenes = [scene(seed=s) for s in range(3)]
     function = functools.partial(generate_proposals, **RULE)

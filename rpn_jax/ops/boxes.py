@@ -185,6 +185,21 @@ def clip_boxes_to_image(
     return jnp.clip(boxes, 0, jnp.broadcast_to(limit, boxes.shape))
 
 
+def clip_decoded(boxes: jax.Array, image_size: ImageSize, inclusive: bool) -> jax.Array:
+    """Clip decoded boxes; inclusive ones become continuous.
+
+    Args:
+        boxes: `[..., 4]` xyxy, pixels.
+        image_size: `[2]` (height, width), pixels; may be traced.
+        inclusive: x2, y2 are the last pixel inside and are clipped to W - 1, H - 1
+            (py-faster-rcnn); 1 is added, for the edge behind it is 1 further.
+    """
+    if not inclusive:
+        return clip_boxes_to_image(boxes, image_size)
+    edge = jnp.array([0, 0, 1, 1], jnp.float32)
+    return clip_boxes_to_image(boxes, as_image_size(image_size) - 1) + edge
+
+
 def is_proper(boxes: jax.Array) -> Bool[Array, "..."]:
     """Tell which boxes are finite and have positive width and height."""
     x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
