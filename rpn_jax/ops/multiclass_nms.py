@@ -46,7 +46,7 @@ def multiclass_nms(
         boxes: `[N, 4]` xyxy, any unit, shared by the classes, or `[N, C, 4]`, one box
             for each class.
         scores: `[N, C]` real numbers, without a column for the background.
-        iou_threshold: number or traced scalar.
+        iou_threshold: see `nms`.
         max_outputs: K, the most pairs to keep; static.
         score_threshold: candidates must exceed it; number or traced scalar.
         max_candidates: how many candidates, the best ones, enter NMS; static. It saves

@@ -2,7 +2,7 @@
 
 The algorithm is the greedy one: take the best box left, drop every box that overlaps
 it by more than the threshold, repeat. Both forms give its result at every threshold
-and every N.
+from 0 on, and every N.
 
 `_greedy_loops`, for CPU, is the algorithm as one would write it by hand: each box is
 compared with the boxes kept so far, until one suppresses it or none is left. XLA
@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
@@ -61,13 +62,15 @@ def nms(
     """Keep the best boxes and suppress those that overlap them.
 
     Greedy by descending score, ties to the lower index. A box is suppressed where its
-    IoU with a kept box of the same group exceeds the threshold (strictly, float32
-    against float32). Boxes without area overlap nothing.
+    IoU (float32) with a kept box of the same group exceeds the threshold (strictly).
+    Boxes without area overlap nothing.
 
     Args:
         boxes: `[N, 4]` xyxy, any unit.
         scores: `[N]` real numbers.
-        iou_threshold: number or traced scalar.
+        iou_threshold: from 0 on; a Python number, which counts to its last bit, or a
+            float32 scalar, which may be traced. (0.3 in float32 lies above 0.3: an IoU
+            of three tenths, rounded to float32, exceeds the number alone.)
         max_outputs: K, the most boxes to keep; static.
         valid: `[N]` bool, which boxes take part; all by default. A box also takes no
             part if its score is NaN or -inf or a coordinate is not finite.
@@ -78,7 +81,8 @@ def nms(
         `NMSResult` with the kept boxes by descending score, padded to K.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or max_outputs is below 1.
+        ValueError: a shape or dtype is wrong, max_outputs is below 1, or a threshold
+            that is a Python number below 0.
 
     Reference:
         The same kept boxes as `torchvision.ops.nms` and, with groups, `batched_nms`.
@@ -110,11 +114,25 @@ valid=Array([ True,  True, False], dtype=bool))
         scores,
         valid,
         groups,
-        jnp.asarray(iou_threshold, jnp.float32),
+        _as_threshold(iou_threshold),
         cpu=image_by_image(partial(_greedy_loops, max_outputs=max_outputs)),
         default=partial(_greedy_tiles, max_outputs=max_outputs),
     )
     return NMSResult(kept, kept >= 0)
+
+
+def _as_threshold(threshold: ArrayLike) -> ArrayLike:
+    """Turn a threshold into float32.
+
+    A float32 exceeds a float64 just where it exceeds the next float32 below that.
+    """
+    if not isinstance(threshold, int | float):
+        return jnp.asarray(threshold, jnp.float32)
+    if threshold < 0:
+        raise ValueError(f"iou_threshold must be at least 0, got {threshold}")
+    near = np.float32(threshold)
+    above = float(near) > threshold
+    return np.nextafter(near, np.float32(-np.inf)) if above else near
 
 
 def _greedy_loops(

@@ -104,7 +104,9 @@ valid=Array([ True,  True,  True], dtype=bool))
 
     # Derived from `valid`, so that constant groups are spread over a mesh as it is.
     groups = jnp.where(valid, groups, jnp.zeros_like(groups))
-    boxes = jnp.where(valid[:, None], boxes, 0.0)
+    # The slope at the IoU of an area that overflows would be NaN.
+    bounded = valid & jnp.isfinite(corners(boxes).area)
+    boxes = jnp.where(bounded[:, None], boxes, 0.0)
     rows = corners(boxes)
     least = jnp.maximum(jnp.asarray(score_threshold, jnp.float32), 0.0)
     # Products alone: a division by a constant sigma would be rounded in another way

@@ -69,6 +69,22 @@ class TestByHand:
         below = np.nextafter(np.float32(0.6), np.float32(0))
         assert self.nms(form, self.CHAIN, [3, 2, 1], below) == [0, 2, -1]
 
+    @pytest.mark.parametrize("tenths", range(11))
+    def test_a_python_threshold_counts_to_its_last_bit(self, form, tenths):
+        """As in torchvision on CPU: a float32 IoU against a float64 threshold."""
+        boxes = jnp.array([[0.0, 0, 10, 1], [0, 0, tenths, 1]])
+        scores, threshold = jnp.array([0.9, 0.8]), tenths / 10
+        found = FORMS[form](boxes, scores, iou_threshold=threshold, max_outputs=2)
+        suppressed = float(np.float32(tenths) / np.float32(10)) > threshold
+        assert suppressed == (tenths in (1, 2, 3, 4, 6, 8))
+        assert found.indices.tolist() == ([0, -1] if suppressed else [0, 1])
+
+    def test_a_threshold_below_zero_is_an_error(self, form):
+        with pytest.raises(
+            ValueError, match="iou_threshold must be at least 0, got -1"
+        ):
+            FORMS[form](self.CHAIN, jnp.ones(3), iou_threshold=-1, max_outputs=2)
+
     def test_equal_boxes_leave_the_first(self, form):
         assert self.nms(form, [[0, 0, 4, 4]] * 4, [1, 1, 1, 1], 0.5) == [0, -1, -1, -1]
 

@@ -204,6 +204,23 @@ def total(method, boxes, scores, valid):
 GRADIENTS = {m: jax.jit(jax.grad(partial(total, m), argnums=(0, 1))) for m in METHODS}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_areas_that_overflow_lower_no_score_and_have_finite_gradients(method):
+    boxes = jnp.array([[0.0, 0, 1e20, 1e20], [0, 0, 10, 10], [0, 0, 10, 8]])
+    scores = jnp.array([0.9, 0.8, 0.1])
+    options = {"max_outputs": 3, "method": method}
+    found = rj.soft_nms(boxes, scores, **options)
+    rest = rj.soft_nms(boxes[1:], scores[1:], **options)
+    assert found.indices.tolist() == [0, 1, 2]
+    assert found.scores[0] == scores[0]
+    np.testing.assert_array_equal(found.scores[1:], rest.scores[:2])
+    valid = jnp.ones(3, bool)
+    for gradient in jax.grad(partial(total, method), argnums=(0, 1))(
+        boxes, scores, valid
+    ):
+        assert np.isfinite(gradient).all()
+
+
 def test_one_program_serves_every_threshold():
     program = jax.jit(partial(rj.soft_nms, max_outputs=3))
     for value in (0.1, 0.5, 0.9):
