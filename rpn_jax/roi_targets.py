@@ -119,7 +119,7 @@ def roi_targets(
     size = min(sample_size, count)
     drawn = jnp.concatenate(
         sample_positions(
-            key, matches.labels, size=size, positive_fraction=positive_fraction
+            key, matches.labels, size=sample_size, positive_fraction=positive_fraction
         )
     )
     # What is absent lies outside, and goes to the end.

@@ -27,12 +27,24 @@ def run(boxes, gt_boxes, labels, **options):
 
 def test_by_hand():
     found = run([[0, 0, 10, 5], [0, 0, 10, 4], [40, 40, 50, 50]], [[0, 0, 10, 10]], [7])
-    # The first overlaps by exactly a half; the object itself is the fourth RoI. One of
-    # four may be on an object, two are background: three are drawn.
+    # The first overlaps by exactly a half; the object itself is the fourth RoI.
     assert found.boxes.shape == (4, 4)
-    np.testing.assert_array_equal(found.valid, [True, True, True, False])
-    np.testing.assert_array_equal(found.labels, [7, -1, -1, -1])
-    assert found.boxes[0].tolist() in ([0, 0, 10, 5], [0, 0, 10, 10])
+    np.testing.assert_array_equal(found.valid, [True, True, True, True])
+    np.testing.assert_array_equal(found.labels, [7, 7, -1, -1])
+    on_object = sorted(found.boxes[:2].tolist())
+    assert on_object == [[0, 0, 10, 5], [0, 0, 10, 10]]
+
+
+def test_the_share_of_positives_is_of_the_sample_wanted():
+    """As torchvision's sampler: 128 of 512, though there are 41 RoIs."""
+    near = np.tile([[0.0, 0, 10, 9]], (20, 1))
+    far = np.tile([[30.0, 30, 40, 40]], (20, 1))
+    found = run(np.concatenate([near, far]), [[0, 0, 10, 10]], [2])
+    assert int((found.labels == 2).sum()) == 21
+    assert int((found.valid & (found.labels == -1)).sum()) == 20
+    few = run(np.concatenate([near, far]), [[0, 0, 10, 10]], [2], sample_size=40)
+    assert int((few.labels == 2).sum()) == 10
+    assert int((few.valid & (few.labels == -1)).sum()) == 20
 
 
 def test_a_roi_at_the_threshold_is_on_the_object():
@@ -86,7 +98,7 @@ def test_counts_and_labels_against_plain_numpy(seed, size, share):
     rois = np.concatenate([boxes, gt])
     iou = np.array([[reference.iou(a, b) for b in gt] for a in rois])
     on_object = iou.max(axis=1) >= 0.5
-    positives = min(on_object.sum(), int(min(size, len(rois)) * share))
+    positives = min(on_object.sum(), int(size * share))
     drawn = min(size, len(rois), positives + (~on_object).sum())
     assert (found.labels >= 0).sum() == positives
     assert found.valid.sum() == drawn
