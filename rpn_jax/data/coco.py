@@ -2,6 +2,7 @@
 
 import json as json_module
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from rpn_jax.data.records import (
     mend_areas,
 )
 
+OTHER_CLASSES = "category that is none of the classes"
+
 
 class CocoSource:
     """Records of a COCO detection json, in the order of its `images`.
 
     `iscrowd` becomes `ignore`; `bbox` (x, y, width, height) becomes xyxy; categories
-    become contiguous indices in the order of their ids; `area` is the json's (that of
-    the mask in COCO itself), or the box's where the json has none that makes sense.
+    become contiguous indices in the order of their ids, or of `classes`; `area` is the
+    json's (that of the mask in COCO itself), or the box's where the json has none that
+    makes sense.
 
     Everything is checked at once, here. COCO's own boxes overshoot their images by
     fractions of a pixel: up to one pixel is clipped, and the number is logged.
@@ -37,25 +41,33 @@ class CocoSource:
         json: The annotation file.
         images: The folder that the json's `file_name`s start from and may not lead out
             of; None where only the boxes are wanted, and the files need not be there.
+        classes: Names in the order of a network's labels, the json's among them;
+            None: the json's.
         on_bad: "raise" a `DataError` at the first fault, or "skip" faulty boxes and
             records without a readable file and log how many there were, or what is
             told of all.
 
     Attributes:
         classes: Category names.
-        category_ids: Category ids of the json, one for each class.
+        category_ids: Category ids of the json, one for each class; -1 for a class that
+            the json does not have.
         sizes: [n, 2] int32, (height, width) of every record.
     """
 
     def __init__(
-        self, json: str | Path, images: str | Path | None, on_bad: OnFault = "raise"
+        self,
+        json: str | Path,
+        images: str | Path | None,
+        on_bad: OnFault = "raise",
+        *,
+        classes: Sequence[str] | None = None,
     ):
         self.json = Path(json)
         self._folder = None if images is None else Folder(Path(images))
         self.images = Path(images or "")
         data = _read_json(self.json)
         faults = Faults(on_bad)
-        self._read_categories(data["categories"])
+        self._read_categories(data["categories"], classes)
         self._read_images(data["images"], faults)
         self._read_boxes(data["annotations"], faults)
         faults.report(self.json)
@@ -80,7 +92,7 @@ class CocoSource:
             self._areas[rows],
         )
 
-    def _read_categories(self, entries: list) -> None:
+    def _read_categories(self, entries: list, classes: Sequence[str] | None) -> None:
         ids = Counter()
         for number, entry in enumerate(entries):
             where = f"{self.json}: category {number} of the list"
@@ -95,8 +107,23 @@ class CocoSource:
             if number > 1:
                 raise DataError(f"{self.json}: {number} categories have the id {key}")
         entries = sorted(entries, key=lambda entry: entry["id"])
-        self.classes = tuple(entry["name"] for entry in entries)
-        self.category_ids = tuple(entry["id"] for entry in entries)
+        names = [entry["name"] for entry in entries]
+        self.classes = tuple(names if classes is None else classes)
+        if classes is None:
+            indices = range(len(names))
+        else:
+            unknown = [name for name in names if name not in self.classes]
+            if unknown or len(set(names)) < len(names):
+                raise DataError(
+                    f"{self.json}: its categories must each be another of the classes "
+                    f"{', '.join(self.classes)}; it has {', '.join(unknown or names)}",
+                    OTHER_CLASSES,
+                )
+            indices = [self.classes.index(name) for name in names]
+        ids = [entry["id"] for entry in entries]
+        self._class_of = dict(zip(ids, indices, strict=True))
+        id_of = dict(zip(indices, ids, strict=True))
+        self.category_ids = tuple(id_of.get(i, -1) for i in range(len(self.classes)))
 
     def _read_images(self, entries: list, faults: Faults) -> None:
         self._names, sizes = [], []
@@ -149,7 +176,6 @@ class CocoSource:
         return name, header_size(path, where)
 
     def _read_boxes(self, entries: list, faults: Faults) -> None:
-        class_of = {key: index for index, key in enumerate(self.category_ids)}
         kept, rows, seen = [], [], set()
         for number, entry in enumerate(entries):
             try:
@@ -165,7 +191,7 @@ class CocoSource:
         xywh = np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4)
         # NumPy makes NaN of None.
         areas = np.array([a.get("area") for a in kept], np.float64)
-        labels = [class_of.get(_key(a["category_id"]), -1) for a in kept]
+        labels = [self._class_of.get(_key(a["category_id"]), -1) for a in kept]
         labels = np.array(labels, np.int32)
         with np.errstate(over="ignore"):
             boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)

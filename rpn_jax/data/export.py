@@ -30,8 +30,8 @@ def export_coco(source: Source, folder: str | Path, on_bad: OnBad = "raise") -> 
             faults.add(error)
             continue
         name = f"{Path(record.name).stem}.png"
-        if name in names:  # of another folder or with another ending
-            name = f"{Path(record.name).stem}_{record.image_id}.png"
+        while name in names:  # of another folder or with another ending
+            name = f"{Path(name).stem}_{record.image_id}.png"
         names.add(name)
         Image.fromarray(pixels).save(folder / "images" / name, compress_level=1)
         height, width = pixels.shape[:2]
@@ -80,12 +80,13 @@ def coco_results(
         scores: [B, N].
         labels: [B, N] 0-based classes.
         valid: [B, N] bool.
-        category_ids: COCO's id of each class, as `CocoSource.category_ids`. Default:
-            the class + 1, as `export_coco` writes it.
+        category_ids: COCO's id of each class, as `CocoSource.category_ids`; detections
+            of a class with a negative one are left out. Default: the class + 1, as
+            `export_coco` writes it.
 
     Returns:
         A dict of `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`
-        for every valid detection, image by image in the order given.
+        for every other valid detection, image by image in the order given.
 
     Raises:
         ValueError: a label has no category id.
@@ -112,4 +113,5 @@ def coco_results(
             scores[images, rows].astype(np.float64).tolist(),
             strict=True,
         )
+        if ids[c] >= 0
     ]

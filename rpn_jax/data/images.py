@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from rpn_jax.data.faults import DataError, shown
 from rpn_jax.data.records import Record
@@ -93,6 +94,8 @@ def header_size(image: bytes | Path | str, name: str) -> tuple[int, int]:
     """Return the stored (height, width) of an image file without decoding it."""
     try:
         with _open(image) as file:
+            if isinstance(file, TiffImageFile):  # its size may be that of it turned
+                return file.tag_v2[IMAGELENGTH], file.tag_v2[IMAGEWIDTH]
             return file.height, file.width
     except Exception as error:
         raise _broken(error, name) from error
@@ -101,13 +104,22 @@ def header_size(image: bytes | Path | str, name: str) -> tuple[int, int]:
 def _read(image: bytes | Path | str | Image.Image, name: str) -> tuple[np.ndarray, int]:
     try:
         if isinstance(image, Image.Image):
-            return _to_rgb(image, name), _orientation(image)
+            return _stored(image, name)
         with _open(image) as file:
-            return _to_rgb(file, name), _orientation(file)
+            return _stored(file, name)
     except DataError:
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
         raise _broken(error, name) from error
+
+
+def _stored(image: Image.Image, name: str) -> tuple[np.ndarray, int]:
+    """Return pixels as they are stored, and the orientation that they want."""
+    orientation = _orientation(image)
+    pixels = _to_rgb(image, name)
+    if _orientation(image) != orientation:  # Pillow has turned it: a TIFF
+        pixels = _turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    return pixels, orientation
 
 
 def _orientation(image: Image.Image) -> int:

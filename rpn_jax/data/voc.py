@@ -60,9 +60,12 @@ class VocSource:
                         f"{self._list}: {stem} is listed twice",
                         "record that is listed twice",
                     )
-                parsed[stem] = self._parse(stem)
+                parsed[stem], broken = self._parse(stem)
             except DataError as error:
                 faults.add(error)
+                continue
+            for error in broken:
+                faults.add(error, "boxes")
         names = {name for _, names in parsed.values() for name in names}
         if classes is None:
             classes = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
@@ -103,8 +106,11 @@ class VocSource:
             raise DataError(f"{self._list}: not a text in UTF-8 ({error})") from error
         return [line.split()[0] for line in lines if line.strip()]
 
-    def _parse(self, stem: str) -> tuple[Record, list[str]]:
-        """Read one annotation; labels stay names until all are known."""
+    def _parse(self, stem: str) -> tuple[tuple[Record, list[str]], list[DataError]]:
+        """Read one annotation, and what is wrong with single objects.
+
+        Labels stay names until all are known.
+        """
         path = self._annotations.find(f"{stem}.xml", f"{self._list}: record {stem}")
         if path is None:
             file = self._annotations.root / f"{stem}.xml"
@@ -114,10 +120,12 @@ class VocSource:
             )
         tree = _read_xml(path)
         image = self._find_image(stem, tree.findtext("filename"), path)
-        objects = [
-            _object(item, f"{path}: object {number}")
-            for number, item in enumerate(tree.findall("object"))
-        ]
+        objects, broken = [], []
+        for number, item in enumerate(tree.findall("object")):
+            try:
+                objects.append(_object(item, f"{path}: object {number}"))
+            except DataError as error:
+                broken.append(error)
         corners = np.array([corners for corners, *_ in objects]).reshape(-1, 4)
         xyxy = corners - [1, 1, 0, 0]
         height, width = (
@@ -139,7 +147,7 @@ class VocSource:
             np.array([ignore for *_, ignore in objects], bool),
             areas,
         )
-        return record, [name for _, name, _ in objects]
+        return (record, [name for _, name, _ in objects]), broken
 
     def _find_image(self, stem: str, filename: str | None, annotation: Path) -> Path:
         for name in (f"{stem}.jpg", filename, f"{stem}.jpeg", f"{stem}.png"):

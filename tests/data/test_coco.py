@@ -58,6 +58,16 @@ def test_boxes_classes_crowds_and_areas(write, tmp_path):
         source[2]
 
 
+def test_labels_count_by_the_classes_of_a_network(write, tmp_path):
+    path = write({"bbox": [1, 2, 3, 4]}, {"bbox": [0, 0, 9, 8], "category_id": 90})
+    source = CocoSource(path, tmp_path, classes=("cow", "dog", "-", "cat"))
+    assert source.classes == ("cow", "dog", "-", "cat")
+    assert source.category_ids == (-1, 90, -1, 3)
+    assert source[0].labels.tolist() == [3, 1]
+    with pytest.raises(DataError, match="of the classes cow, dog; it has cat$"):
+        CocoSource(path, tmp_path, classes=("cow", "dog"))
+
+
 @pytest.mark.parametrize("area", [None, float("nan"), -3, "missing"])
 def test_an_area_that_makes_no_sense_is_the_box_s(write, tmp_path, area, caplog):
     given = {} if area == "missing" else {"area": area}

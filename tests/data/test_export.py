@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpn_jax.data import CocoSource, DataError, coco_results, export_coco
+from rpn_jax.data import (
+    CocoSource,
+    DataError,
+    Record,
+    coco_results,
+    export_coco,
+    load_image,
+)
 
 BOXES = np.array([[[10, 20, 40, 60], [0, 0, 5, 5]], 2 * [[1, 2, 3, 4]]], np.float32)
 SCORES = np.array([[0.5, 0.25], [0.75, 1]], np.float32)
@@ -24,6 +31,37 @@ def test_results_are_corner_and_size_with_the_ids_of_the_json():
         dict(image_id=42, category_id=18, bbox=[0, 0, 5, 5], score=0.25),
         dict(image_id=7, category_id=90, bbox=[1, 2, 2, 2], score=0.75),
     ]
+
+
+def test_classes_that_the_json_does_not_have_give_no_results():
+    results = coco_results(
+        [42, 7], BOXES, SCORES, LABELS, VALID, category_ids=(0, -1, 90)
+    )
+    assert [(r["image_id"], r["category_id"]) for r in results] == [(42, 0), (7, 90)]
+
+
+def test_every_image_gets_a_file_of_its_own(tmp_path):
+    class Grey:
+        """a_2.png, a.png and sub/a.png, with ids 1, 0 and 2."""
+
+        classes = ("cat",)
+        entries = (("a_2.png", 1, 10), ("a.png", 0, 20), ("sub/a.png", 2, 30))
+
+        def __len__(self):
+            return len(self.entries)
+
+        def __getitem__(self, index):
+            name, image_id, grey = self.entries[index]
+            pixels, none = np.full((4, 4, 3), grey, np.uint8), np.zeros(0, np.float32)
+            boxes, labels = none.reshape(0, 4), none.astype(np.int32)
+            record = Record(
+                pixels, image_id, name, (4, 4), boxes, labels, none > 0, none
+            )
+            return record
+
+    copy = CocoSource(export_coco(Grey(), tmp_path), tmp_path / "images")
+    grey = {copy[i].image_id: load_image(copy[i])[0, 0, 0] for i in range(3)}
+    assert grey == {1: 10, 0: 20, 2: 30}
 
 
 def test_images_that_fill_a_batch_have_no_results():

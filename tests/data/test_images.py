@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rpn_jax.data import DataError, Record, decode_image, load_image
+from rpn_jax.data.images import header_size
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return out.getvalue()
 
 
-def with_orientation(pixels: np.ndarray, orientation: int) -> bytes:
+def with_orientation(pixels: np.ndarray, orientation: int, kind="PNG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(Image.fromarray(pixels), exif=exif)
+    return encode(Image.fromarray(pixels), kind, exif=exif)
 
 
 def record(image, size=None) -> Record:
@@ -86,6 +87,23 @@ def test_cmyk_jpeg_has_the_colours_of_its_rgb_twin():
     cmyk = Image.fromarray(flat).convert("CMYK")
     pixels = decode_image(encode(cmyk, "JPEG", quality=95))
     assert np.abs(pixels.astype(int) - flat).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_stays_as_stored_or_is_turned_as_its_tag_says(
+    colours, orientation, kind
+):
+    """Pillow turns a TIFF by itself."""
+    data = with_orientation(colours, orientation, kind)
+    stored = load_image(record(data, colours.shape[:2]))
+    np.testing.assert_array_equal(stored, colours)
+    assert header_size(data, "photo") == colours.shape[:2]
+    upright = decode_image(data, upright=True)
+    wanted = ImageOps.exif_transpose(
+        Image.open(io.BytesIO(with_orientation(colours, orientation)))
+    )
+    np.testing.assert_array_equal(upright, np.array(wanted))
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])

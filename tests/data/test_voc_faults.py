@@ -49,13 +49,15 @@ RECORDS = {
     ),
     "unknown entity": (GOOD.replace("cat", "&x;"), "is broken: undefined entity"),
     "other root": ("<html/>", "an <annotation> is wanted, the file holds <html>"),
+    "size": (GOOD.replace(">80<", ">-80<"), "must be whole numbers from 1"),
+    "huge size": (GOOD.replace(">80<", ">1e400<"), "must be whole numbers from 1"),
+    "size a word": (GOOD.replace(">80<", ">x<"), "must be whole numbers from 1"),
+}
+OBJECTS = {
     "no box": (GOOD.replace(BOX, ""), "object 0 needs a name and a bndbox"),
     "no name": (GOOD.replace("cat", ""), "object 0 needs a name and a bndbox"),
     "no xmax": (GOOD.replace("<xmax>10</xmax>", ""), "cat and ['1', '1', None, '20']"),
     "a word": (GOOD.replace(">10<", ">ten<"), "['1', '1', 'ten', '20']"),
-    "size": (GOOD.replace(">80<", ">-80<"), "must be whole numbers from 1"),
-    "huge size": (GOOD.replace(">80<", ">1e400<"), "must be whole numbers from 1"),
-    "size a word": (GOOD.replace(">80<", ">x<"), "must be whole numbers from 1"),
 }
 BOXES = {
     "nan": (GOOD.replace(">10<", ">nan<"), "is not finite"),
@@ -85,6 +87,29 @@ def test_a_broken_annotation(write, fault, caplog):
     assert [source[i].name for i in range(len(source))] == ["a.jpg"]
     assert "1 x " in caplog.text
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("fault", OBJECTS)
+def test_an_object_that_lacks_something(write, fault, caplog):
+    xml, message = OBJECTS[fault]
+    root = write(xml)
+    with pytest.raises(DataError) as error:
+        VocSource(root, "train")
+    for part in ("b.xml: object 0", message, "mend it, or skip such boxes"):
+        assert str(error.value).count(part) == 1
+    source = VocSource(root, "train", on_bad="skip")
+    assert [len(source[i].boxes) for i in range(2)] == [1, 0]
+    assert "1 x object that lacks a field" in caplog.text
+
+
+def test_the_other_objects_of_an_image_stay(write):
+    other = f"<object><name>dog</name><bndbox>{BOX}</bndbox></object>"
+    root = write(
+        GOOD.replace(BOX, "").replace("</annotation>", f"{other}</annotation>")
+    )
+    source = VocSource(root, "train", on_bad="skip")
+    assert [len(source[i].boxes) for i in range(2)] == [1, 1]
+    assert source.classes[source[1].labels[0]] == "dog"
 
 
 @pytest.mark.parametrize("fault", BOXES)
