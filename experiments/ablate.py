@@ -34,6 +34,7 @@ from experiments.config import (
     DataConfig,
     UsageError,
     classes_of,
+    data_of,
     exit_with,
     open_model,
     use_compilation_cache,
@@ -55,7 +56,6 @@ from rpn_jax.faster_rcnn import FasterRCNNConfig, first_stage, make_network
 from rpn_jax.objective import RPNOutputs
 from rpn_jax.ops.losses import foreground_logit
 from rpn_jax.rpn import RPNConfig
-from rpn_jax.training.config import config_from_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def each_image(
         The image; its objects in original pixels; and by what to divide boxes to bring
         them there.
     """
-    objects, rows = load_objects(source)
+    objects, rows = load_objects(source, options.data.on_bad)
     apply = jax.jit(first_stage(make_network(model)))
     softmax = model.convention.loss.objectness == "softmax"
     params, key = jax.device_put(params), jax.random.key(options.seed)
@@ -213,7 +213,7 @@ def main(argv: Sequence[str]) -> int:
     path = Path(name)
     model = open_model(path)
     defaults = Options(
-        data=config_from_json(DataConfig, model.data or {}),
+        data=data_of(model),
         out=path if path.is_dir() else path.parent,
     )
     options = tyro.cli(Options, default=defaults, args=rest, prog=prog)

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -53,20 +53,21 @@ class Split:
                 print(f"{self.name}: {sentence}", flush=True)
 
 
-def check_data(config: DataConfig) -> int:
+def check_data(config: DataConfig, classes: Sequence[str] | None = None) -> int:
     """Read both splits of `config` to the last pixel and report; return the faults.
 
+    A category that is none of `classes`, those of a detector, is one.
     No fault stops it, except one of a whole file; then the other split is read still.
     """
-    splits = [_read(config, name) for name in ("train", "val")]
+    splits = [_read(config, name, classes) for name in ("train", "val")]
     print("\n".join(_summary(splits, config)))
     return sum(sum(split.faults.values()) for split in splits)
 
 
-def _read(config: DataConfig, name: str) -> Split:
+def _read(config: DataConfig, name: str, classes: Sequence[str] | None) -> Split:
     split = Split(name)
     try:
-        source = open_source(config, name, on_bad=split.tell)
+        source = open_source(config, name, classes=classes, on_bad=split.tell)
     except UsageError as error:
         split.tell("split that cannot be read", 1, str(error))
         return split

@@ -22,13 +22,19 @@ from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.predict import Model, load_model
 from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.checkpoint import CheckpointError
-from rpn_jax.training.config import config_to_json
+from rpn_jax.training.config import config_from_json, config_to_json
 from rpn_jax.training.hosts import HostsConfig, join_hosts, leave_at_once, one_voice
 from rpn_jax.training.optimizer import OptimizerConfig
 
 
 class UsageError(Exception):
     """What was asked for cannot be done; the message says why and what to do."""
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        if (value := getattr(config, name)) < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,11 @@ class DataConfig:
     threads: int = 4
     workers: int = 0
 
+    def __post_init__(self):
+        """Check the numbers."""
+        _at_least(self, 0, "limit", "threads", "workers")
+        _at_least(self, 1, "max_boxes")
+
     @property
     def padded_sizes(self) -> tuple[tuple[int, int], ...]:
         """`buckets`, or the square that stands for none."""
@@ -93,6 +104,11 @@ class EvalConfig:
     every: int = 0
     batch: int = 8
     examples: int = 4
+
+    def __post_init__(self):
+        """Check the numbers."""
+        _at_least(self, 0, "every", "examples")
+        _at_least(self, 1, "batch")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +155,11 @@ class TrainConfig:
     profile: int = 0
     dry_run: bool = False
 
+    def __post_init__(self):
+        """Check the numbers."""
+        _at_least(self, 0, "steps", "seed", "profile")
+        _at_least(self, 1, "batch", "accumulate", "save_every", "log_every")
+
     @property
     def rpn(self) -> RPNConfig:
         """The region proposal network, alone or within a detector."""
@@ -162,7 +183,7 @@ def load_config(name: str) -> TrainConfig:
     return importlib.import_module(f"experiments.configs.{name}").CONFIG
 
 
-def parse_config(argv: Sequence[str]) -> TrainConfig:
+def parse_config(argv: Sequence[str], script: str = "train") -> TrainConfig:
     """Read `CONFIG [--field value ...]`; `--help` lists every field and exits.
 
     Raises:
@@ -170,7 +191,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     """
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: python -m experiments.train CONFIG [--field value ...]\n")
+        print(f"usage: python -m experiments.{script} CONFIG [--field value ...]\n")
         for known in config_names():
             doc = importlib.import_module(f"experiments.configs.{known}").__doc__ or ""
             print(f"  {known:<26}{doc.splitlines()[0]}")
@@ -180,7 +201,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         TrainConfig,
         default=load_config(name),
         args=rest,
-        prog=f"python -m experiments.train {name}",
+        prog=f"python -m experiments.{script} {name}",
         # A config has one of the kinds of networks; its own fields are shown.
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -261,6 +282,22 @@ def open_model(path: Path) -> Model:
         return load_model(path)
     except (FileNotFoundError, ValueError, ImportError) as error:
         raise UsageError(f"cannot take {path} for a model: {error}") from error
+
+
+def data_of(model: Model) -> DataConfig:
+    """Return the data that a model was trained on, or how a peer's weights want theirs.
+
+    A peer's images lie or stand in two padded sizes, whatever their shape.
+    """
+    if model.data:
+        return config_from_json(DataConfig, model.data)
+    resize, multiple = model.resize, model.pad_to
+    short, long = (
+        -(-side // multiple) * multiple
+        for side in (resize.eval_size or resize.max_size, resize.max_size)
+    )
+    sizes = dict.fromkeys([(short, long), (long, short)])
+    return DataConfig(resize=resize, buckets=tuple(sizes))
 
 
 def use_compilation_cache() -> None:

@@ -19,8 +19,11 @@ from rpn_jax.data import (
     VocSource,
     make_dataset,
 )
+from rpn_jax.data.coco import OTHER_CLASSES
 from rpn_jax.data.faults import OnFault
 from rpn_jax.data.transforms import pad_rows
+
+MODEL_CLASSES = "; a detector to be trained gets its own with --model.classes"
 
 
 class Objects(NamedTuple):
@@ -41,6 +44,15 @@ class Objects(NamedTuple):
         return (self.boxes, self.valid, self.ignore, self.areas)
 
 
+NO_OBJECTS = Objects(
+    np.zeros((0, 4), np.float32),
+    np.zeros(0, np.int32),
+    np.zeros(0, bool),
+    np.zeros(0, bool),
+    np.zeros(0, np.float32),
+)
+
+
 def open_source(
     config: DataConfig,
     split: str,
@@ -54,7 +66,8 @@ def open_source(
     Args:
         config: where they lie.
         split: which.
-        classes: names of a detector's classes, which the data must have; None: any.
+        classes: names of a detector's classes, among which the data's must be; None:
+            any.
         images: whether images will be read; if not, a COCO json suffices, unless
             `config` names their folder.
         on_bad: what becomes of faults; None: as `config` says.
@@ -65,14 +78,14 @@ def open_source(
     try:
         source = _open(config, split, classes, images, on_bad or config.on_bad)
     except DataError as error:
-        raise UsageError(str(error)) from error
+        hint = MODEL_CLASSES if error.kind == OTHER_CLASSES else ""
+        raise UsageError(f"{error}{hint}") from error
     if config.limit:
         source = First(source, config.limit)
     if classes is not None and tuple(source.classes) != tuple(classes):
         raise UsageError(
             f"the data of --data.{split} has the classes {', '.join(source.classes)}, "
-            f"the detector {', '.join(classes)}; name the detector's with "
-            "--model.classes"
+            f"wanted are {', '.join(classes)}{MODEL_CLASSES}"
         )
     if not len(source):
         raise UsageError(f"there are no images in the data of --data.{split}")
@@ -85,6 +98,7 @@ class First:
     def __init__(self, source: Source, number: int):
         self._source, self._number = source, number
         self.classes = source.classes
+        self.category_ids = getattr(source, "category_ids", None)
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -137,17 +151,27 @@ def eval_batches(source: Source, config: DataConfig, *, batch: int) -> Any:
     )
 
 
-def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
+def load_objects(
+    source: Source, on_bad: OnFault = "raise"
+) -> tuple[Objects, dict[int, int]]:
     """Return the objects of every record, a last row of none, and rows by image id.
 
-    The images that fill the last batch have id -1 and no objects.
+    The images that fill the last batch have id -1 and no objects; a record that cannot
+    be read has none either, if such are to be skipped.
 
     Raises:
+        DataError: a record cannot be read.
         UsageError: two records have the same image id.
     """
     rows, row = [], {-1: len(source)}
     for i in range(len(source)):
-        record = source[i]  # its image is not kept: all of them may not fit in memory
+        try:
+            record = source[i]  # its image is not kept: memory may not hold all
+        except DataError:
+            if on_bad == "raise":
+                raise
+            rows.append(NO_OBJECTS)
+            continue
         if row.setdefault(record.image_id, i) != i:
             raise UsageError(
                 f"two images to evaluate on have the id {record.image_id}, "
@@ -157,7 +181,7 @@ def load_objects(source: Source) -> tuple[Objects, dict[int, int]]:
         rows.append(
             Objects(record.boxes, record.labels, exists, record.ignore, record.areas)
         )
-    rows.append(Objects(*(leaf[:0] for leaf in rows[0])))
+    rows.append(NO_OBJECTS)
     most = max(1, *(len(objects.boxes) for objects in rows))
     columns = zip(*rows, strict=True)
     return Objects(*(np.stack([pad_rows(x, most) for x in c]) for c in columns)), row
@@ -180,14 +204,14 @@ def _open(
     if config.kind == "coco":
         file = _existing(root, Path(name), f"--data.{split}")
         if not (with_images or config.images or config.val_images):
-            return CocoSource(file, None, on_bad=on_bad)
+            return CocoSource(file, None, on_bad=on_bad, classes=classes)
         beside = file.parent / "images"
         images = config.images or (beside if beside.is_dir() else Path("images"))
         option = "--data.images"
         if split == "val" and config.val_images:
             images, option = config.val_images, "--data.val-images"
         images = _existing(root, images, option)
-        return CocoSource(file, images, on_bad=on_bad)
+        return CocoSource(file, images, on_bad=on_bad, classes=classes)
     folder = _folder(root, config)
     if config.kind == "voc":
         return VocSource(folder, name, classes, on_bad=on_bad)

@@ -27,6 +27,7 @@ from experiments.config import (
     UsageError,
     as_one_of,
     classes_of,
+    data_of,
     exit_with,
     open_model,
     use_compilation_cache,
@@ -51,7 +52,6 @@ from rpn_jax.evaluation import (
 )
 from rpn_jax.faster_rcnn import FasterRCNN, make_network
 from rpn_jax.rpn import RPN
-from rpn_jax.training.config import config_from_json
 from rpn_jax.training.hosts import HostsConfig
 from rpn_jax.training.mesh import data_mesh, gather, put_batch, replicated
 
@@ -80,7 +80,8 @@ class Evaluation(NamedTuple):
         curves: k -> recall at each of `IOU_THRESHOLDS`.
         examples: the first images.
         kept: proposals that the network keeps of an image at most.
-        skipped: images that could not be read; their objects count as missed.
+        skipped: images that could not be read; their objects, where they are known,
+            count as missed.
         results: a detector's detections, as COCO results.
     """
 
@@ -114,7 +115,7 @@ class Evaluator:
         self._source, self._data, self.mesh = source, data, mesh
         self._batch = -(-config.batch // mesh.size) * mesh.size
         self._examples = config.examples
-        self._objects, self._row = load_objects(source)
+        self._objects, self._row = load_objects(source, data.on_bad)
         self._detects = isinstance(model, FasterRCNN)
 
         def count(params, batch, objects: Objects, totals: RecallTotals):
@@ -132,7 +133,7 @@ class Evaluator:
             return totals, (boxes, found.valid), detections, batch.image_ids, objects
 
         self._count = jax.jit(count, out_shardings=replicated(mesh))
-        self._precision = Precision(source.classes)
+        self._precision = Precision(source)
 
     def __call__(self, params: Any) -> Evaluation:
         """Propose, and detect, on every image and measure."""
@@ -214,11 +215,12 @@ class Precision:
     """Collects detections and what they match, image by image.
 
     Args:
-        classes: names of the classes.
+        source: whose classes, and category ids if it has them, are meant.
     """
 
-    def __init__(self, classes: Sequence[str]):
-        self._classes = len(classes)
+    def __init__(self, source: Source):
+        self._classes = len(source.classes)
+        self._category_ids = getattr(source, "category_ids", None)
         self._coco = jax.jit(jax.vmap(match_detections))
         self._voc = jax.jit(jax.vmap(match_voc_detections))
         self.clear()
@@ -235,7 +237,8 @@ class Precision:
         coco, voc = jax.device_get(matches)
         self._matches.append(coco)
         self._voc_matches.append(voc)
-        self.results += coco_results(image_ids, *found)
+        ids = self._category_ids
+        self.results += coco_results(image_ids, *found, category_ids=ids)
 
     def figures(self) -> dict[str, float]:
         """Compute the average precision of all that was added."""
@@ -268,7 +271,7 @@ def table(result: Evaluation) -> str:
     if result.skipped:
         lines.append(
             f"images skipped because they cannot be read: {result.skipped}; their "
-            "objects count as missed"
+            "objects, where they are known, count as missed"
         )
     return "\n".join(line.rstrip() for line in lines)
 
@@ -355,7 +358,7 @@ def measure(path: Path, argv: Sequence[str], prog: str) -> int:
     """Measure the model at `path` as the options say; return the exit code."""
     model = open_model(path)
     defaults = Options(
-        data=config_from_json(DataConfig, model.data or {}),
+        data=data_of(model),
         out=path if path.is_dir() else path.parent,
     )
     options = tyro.cli(Options, default=defaults, args=argv, prog=prog)

@@ -60,7 +60,7 @@ def follow(
     model: RPN | FasterRCNN, params: Any, source: Source, data: DataConfig, batch: int
 ) -> Found:
     """Follow every object of a source from the anchors to the proposals."""
-    objects, rows = load_objects(source)
+    objects, rows = load_objects(source, data.on_bad)
     outputs_of, convention = first_stage(model), model.config.convention
 
     @jax.jit

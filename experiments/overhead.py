@@ -24,7 +24,7 @@ from rpn_jax.training.metrics import MetricsWriter, read_metrics
 
 def main(argv: Sequence[str]) -> int:
     """Measure as the command line says; return the exit code."""
-    config = parse_config(argv)
+    config = parse_config(argv, "overhead")
     use_compilation_cache()
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, workdir=Path(folder))

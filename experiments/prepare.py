@@ -27,7 +27,14 @@ from pathlib import Path
 import tyro
 
 from experiments.check import check_data
-from experiments.config import DataConfig, UsageError, exit_with, load_config
+from experiments.config import (
+    DataConfig,
+    TrainConfig,
+    UsageError,
+    classes_of,
+    exit_with,
+    load_config,
+)
 from experiments.data import open_source
 from rpn_jax.data import export_coco, prepare_tfds
 
@@ -50,16 +57,16 @@ def main(argv: Sequence[str]) -> int:
     prog = "python -m experiments.prepare CONFIG FORM"
     check, argv = "--check" in argv, [a for a in argv if a != "--check"]
     names = [a for a in argv[:2] if not a.startswith("-")]
-    defaults = Options(data=load_config(names[0]).data) if names else Options()
+    config = load_config(names[0]) if names else TrainConfig()
     options = tyro.cli(
         Options,
-        default=defaults,
+        default=Options(data=config.data),
         args=argv[len(names) :],
         prog=prog,
         description=__doc__,
     )
     if check and len(names) == 1:
-        return 1 if check_data(options.data) else 0
+        return 1 if check_data(options.data, classes_of(config.model)) else 0
     if check or len(names) < 2 or names[1] not in ("tfds", "coco"):
         raise UsageError(
             f"a config and a form, tfds or coco, are wanted: {prog}; or a config alone "

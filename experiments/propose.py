@@ -8,8 +8,8 @@ torchvision's or detectron2's, or `demo` for the packaged weights. IMAGE is a fi
 folder of images. For each image NAME `NAME.json` gets its boxes (x1, y1, x2, y2 in
 pixels of the image) and scores, of a detector labels and names too, best first,
 `NAME.png` a picture and, if asked for, `NAME_crop1.png` to `NAME_cropN.png` what lies
-in the best boxes. An image that cannot be read is named, the others go on, and the exit
-code is 1.
+in the best boxes. A folder of the images themselves is refused as DIR. An image that
+cannot be read is named, the others go on, and the exit code is 1.
 """
 
 import dataclasses
@@ -60,6 +60,11 @@ def main(argv: Sequence[str]) -> int:
     if len(names) < 2:
         raise UsageError(f"a model and an image are wanted: {prog}")
     files = [file for name in names[1:] for file in list_images(Path(name))]
+    if options.out.resolve() in {file.resolve().parent for file in files}:
+        raise UsageError(
+            f"--out {options.out} is where images lie, and could overwrite them; name "
+            "another folder"
+        )
     use_compilation_cache()
     predictor = Predictor(open_model(DEMO if names[0] == "demo" else Path(names[0])))
     options.out.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from experiments.evaluate import Evaluation, Evaluator, draw_examples, table
 from experiments.trace import Trace
 from rpn_jax.faster_rcnn import make_network
 from rpn_jax.pretrained import load, overlay, save_params_npz
-from rpn_jax.training.checkpoint import Checkpoints
+from rpn_jax.training.checkpoint import Checkpoints, best_figure
 from rpn_jax.training.config import config_to_json
 from rpn_jax.training.hosts import Stop
 from rpn_jax.training.mesh import data_mesh, gather, put_batch, state_shardings
@@ -78,7 +78,8 @@ def train(config: TrainConfig) -> int:
     mesh, state, train_step, batches, evaluate = setup(config)
     train_step = compilations.explain(train_step)
     workdir = config.workdir
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    folder, figure = workdir / "checkpoints", best_figure(config.model)
+    with Checkpoints(folder, metric=figure) as checkpoints:
         if checkpoints.last is not None:
             state = checkpoints.restore(state)
             print(f"resumed from step {int(state.step)}")
@@ -240,7 +241,7 @@ def finish(
     params, workdir = gather(evaluate.mesh, params), config.workdir
     if jax.process_index() > 0:
         return
-    # Where the data lay is no business of those who get the file.
+    # The root, often in somebody's home, is no business of those who get the file.
     metadata = {
         "model": config_to_json(config.model),
         "data": config_to_json(dataclasses.replace(config.data, root=None)),

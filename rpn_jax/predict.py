@@ -16,7 +16,7 @@ from rpn_jax.pretrained import is_own, load, load_params_npz
 from rpn_jax.pretrained.load import network_config
 from rpn_jax.proposals import Proposals
 from rpn_jax.rpn import RPNConfig
-from rpn_jax.training.checkpoint import Checkpoints
+from rpn_jax.training.checkpoint import Checkpoints, best_figure
 from rpn_jax.training.config import config_from_json
 
 DEMO = Path(__file__).parent / "pretrained" / "demo.npz"
@@ -137,7 +137,8 @@ class Predictor:
         Raises:
             DataError: the image is missing, broken or empty.
         """
-        image = decode(image)
+        name = str(image) if isinstance(image, str | Path) else "image"
+        image = decode(image, name=name)
         pixels, scales = resize_pixels(image, self.model.resize)
         size = pixels.shape[:2]
         padded = tuple(-(-side // self.pad_to) * self.pad_to for side in size)
@@ -192,18 +193,25 @@ def _load_run(folder: Path) -> Model:
     file = folder / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"{folder} holds no run: there is no {file}")
-    values = json.loads(file.read_text())
-    config = network_config(values["model"])
-    resize = config_from_json(Resize, values["data"]["resize"])
+    try:
+        values = json.loads(file.read_text())
+        config, data = network_config(values["model"]), values["data"]
+        resize = config_from_json(Resize, data["resize"])
+        averaged = values["optimizer"]["ema"] > 0
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} is no configuration of a run: {reason}") from error
     side = resize.max_size
     init = partial(make_network(config).init, image_size=(side, side))
     like = jax.eval_shape(init, jax.random.key(0))
     if not (folder / "checkpoints").is_dir():
         raise FileNotFoundError(f"{folder} holds no checkpoint yet")
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+    figure = best_figure(config)
+    with Checkpoints(
+        folder / "checkpoints", metric=figure, read_only=True
+    ) as checkpoints:
         step = checkpoints.last if checkpoints.best is None else checkpoints.best
         if step is None:
             raise FileNotFoundError(f"{folder} holds no checkpoint yet")
-        averaged = values["optimizer"]["ema"] > 0
         params = checkpoints.restore_params(like, step=step, ema=averaged)
-    return Model(config, params, resize, values["data"])
+    return Model(config, params, resize, data)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from rpn_jax import box_iou
 from rpn_jax.conventions import TORCHVISION, get_convention
-from rpn_jax.data import Resize, ShapesSource
+from rpn_jax.data import DataError, Resize, ShapesSource
 from rpn_jax.predict import DEMO, Model, Predictor, load_model
 from rpn_jax.pretrained import save_params_npz
 from rpn_jax.proposals import Proposals
@@ -180,6 +180,16 @@ def test_what_is_not_there_is_named(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
         load_model(tmp_path)
+    for text in ("{}", "[]", "{", '{"model": {"no_field": 1}, "data": {}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="config.json is no configuration of a ru"):
+            load_model(tmp_path)
+
+
+def test_an_image_that_cannot_be_read_is_named(predictor, tmp_path):
+    (tmp_path / "bad.png").write_text("no image")
+    with pytest.raises(DataError, match="bad.png: the image cannot be read"):
+        predictor(tmp_path / "bad.png")
 
 
 def test_the_packaged_weights_are_small_and_find_what_they_were_trained_on():

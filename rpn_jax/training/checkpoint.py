@@ -19,11 +19,18 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from rpn_jax.faster_rcnn import FasterRCNNConfig
+from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.state import TrainState
 
 
 class CheckpointError(OSError):
     """A checkpoint cannot be written or read; the message says which and why."""
+
+
+def best_figure(config: RPNConfig | FasterRCNNConfig) -> str:
+    """Name the figure by which a checkpoint is best: a detector's is AP."""
+    return "AP" if isinstance(config, FasterRCNNConfig) else "AR@100"
 
 
 class Checkpoints:

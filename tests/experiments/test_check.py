@@ -87,6 +87,15 @@ def test_cut_boxes_and_images_without_a_bucket_are_counted(scenes, capsys):
         assert int(left) == int(total) - (images - int(none))
 
 
+def test_a_class_that_the_detector_lacks_is_a_fault(scenes, capsys):
+    root, _ = scenes
+    data = ["--data.kind", "coco", "--data.root", str(root), "--data.limit", "2"]
+    for split in ("train", "val"):
+        data += [f"--data.{split}", f"{split}/annotations.json"]
+    assert prepare.main(["--check", "bccd_faster_rcnn", *data]) == 1
+    assert "of the classes RBC, WBC, Platelets; it has " in capsys.readouterr().out
+
+
 def test_check_takes_a_config_and_no_form():
     for arguments in (["--check"], ["--check", "shapes", "coco"]):
         with pytest.raises(UsageError, match="or a config alone with --check"):

@@ -74,6 +74,26 @@ def test_an_unknown_field_stops_with_code_2(capsys):
     assert "--steps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--save-every 0", "save_every must be at least 1, got 0"),
+        ("--log-every 0", "log_every must be at least 1, got 0"),
+        ("--batch 0", "batch must be at least 1, got 0"),
+        ("--accumulate 0", "accumulate must be at least 1, got 0"),
+        ("--seed -1", "seed must be at least 0, got -1"),
+        ("--eval.batch 0", "batch must be at least 1, got 0"),
+        ("--data.limit -1", "limit must be at least 0, got -1"),
+        ("--data.max-boxes 0", "max_boxes must be at least 1, got 0"),
+    ],
+)
+def test_a_number_out_of_range_stops_with_code_2(option, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["shapes", *option.split()])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_unknown_config_names_the_known_ones():
     with pytest.raises(UsageError, match="no config 'nope'.*bccd, .*voc"):
         parse_config(["nope"])

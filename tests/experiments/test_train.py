@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import random
@@ -13,10 +14,20 @@ import pytest
 from PIL import Image
 
 from experiments import evaluate, kill, overhead, propose, train
-from experiments.config import UsageError, exit_with, parse_config
-from rpn_jax.data import ShapesSource, export_coco
-from rpn_jax.predict import load_model
+from experiments.config import (
+    DataConfig,
+    UsageError,
+    data_of,
+    exit_with,
+    parse_config,
+)
+from experiments.data import load_objects, open_source
+from rpn_jax.conventions import DETECTRON2
+from rpn_jax.data import DataError, Resize, ShapesSource, export_coco
+from rpn_jax.detections import Detections
+from rpn_jax.predict import Model, load_model
 from rpn_jax.pretrained import load_params_npz
+from rpn_jax.rpn import RPNConfig
 from rpn_jax.training.hosts import Stop
 from rpn_jax.training.mesh import data_mesh
 from rpn_jax.training.metrics import MetricsWriter, read_metrics
@@ -450,6 +461,74 @@ def test_propose_says_what_is_missing(finished, tmp_path):
     ]:
         with pytest.raises(UsageError, match=message):
             propose.main(arguments)
+
+
+def test_propose_does_not_write_where_the_images_are(finished, tmp_path, monkeypatch):
+    Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    for out in (str(tmp_path), "."):
+        with pytest.raises(UsageError, match="is where images lie"):
+            propose.main([str(finished), "a.png", "--out", out])
+    with Image.open("a.png") as image:
+        assert image.size == (60, 60)
+    assert Path("a.json").read_text() == "mine"
+
+
+def test_detections_have_the_category_ids_of_the_json(tmp_path):
+    """They start at 0 there, have gaps, and "cow" is a class of the detector alone."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    names = {"cat": 0, "dog": 7}
+    annotations = [
+        dict(id=n, image_id=5, category_id=key, bbox=[4 * n, 2, 10, 12], area=120)
+        for n, key in enumerate(names.values())
+    ]
+    data = {
+        "images": [dict(id=5, file_name="a.png", height=40, width=40)],
+        "annotations": annotations,
+        "categories": [dict(id=key, name=name) for name, key in names.items()],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    config = DataConfig(kind="coco", root=tmp_path, val="val.json", images=tmp_path)
+    for limit in (0, 1):
+        config = dataclasses.replace(config, limit=limit)
+        source = open_source(config, "val", classes=("cow", "dog", "cat"))
+        record = source[0]
+        assert record.labels.tolist() == [2, 1]
+        precision = evaluate.Precision(source)
+        boxes = np.concatenate([record.boxes, [[20, 20, 30, 30]]])[None]
+        labels, scores = np.array([[2, 1, 0]], np.int32), np.ones((1, 3), np.float32)
+        found = Detections(boxes.astype(np.float32), scores, labels, labels >= 0)
+        exists = np.ones((1, 2), bool)
+        objects = (record.boxes, record.labels, exists[0], record.ignore, record.areas)
+        objects = evaluate.Objects(*(x[None] for x in objects))
+        precision.add(np.array([5]), found, objects)
+        assert precision.figures()["AP"] == pytest.approx(1)
+        assert [row["category_id"] for row in precision.results] == [0, 7]
+    with pytest.raises(UsageError, match="it has dog; a detector .* --model.classes"):
+        open_source(config, "val", classes=("cow", "cat"))
+
+
+def test_weights_of_a_peer_are_measured_at_the_peers_size():
+    model = Model.of(RPNConfig(convention=DETECTRON2), {})
+    data = data_of(model)
+    assert data.resize == Resize(min_size=800, max_size=1333, rule="pil_bilinear")
+    assert data.padded_sizes == ((800, 1344), (1344, 800))
+
+
+def test_a_record_that_cannot_be_read_has_no_objects_where_such_are_skipped():
+    class Broken(ShapesSource):
+        def __getitem__(self, index):
+            if index == 1:
+                raise DataError("record 1 cannot be read")
+            return super().__getitem__(index)
+
+    source = Broken(3, seed=0, size=64)
+    objects, rows = load_objects(source, "skip")
+    assert len(objects.boxes) == 4 and sorted(rows.values()) == [0, 2, 3]
+    assert objects.valid.any(axis=1).tolist() == [True, False, True, False]
+    with pytest.raises(DataError, match="record 1"):
+        load_objects(source)
 
 
 @pytest.mark.slow

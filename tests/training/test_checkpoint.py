@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from rpn_jax.training.checkpoint import CheckpointError, Checkpoints
+from rpn_jax.faster_rcnn import FasterRCNNConfig
+from rpn_jax.rpn import RPNConfig
+from rpn_jax.training.checkpoint import CheckpointError, Checkpoints, best_figure
 from rpn_jax.training.mesh import data_mesh, replicated
 from tests.training.test_step import batches, setup
 
@@ -64,6 +66,18 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
         checkpoints.wait()
         assert (checkpoints.last, checkpoints.best) == (5, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "4", "5"]
+
+
+def test_a_detector_is_best_by_its_precision(tmp_path):
+    state, step, mesh = setup()
+    data, detector = batches(mesh), FasterRCNNConfig(rpn=RPNConfig())
+    with Checkpoints(tmp_path, metric=best_figure(detector)) as checkpoints:
+        for recall, precision in ((0.5, 0.1), (0.4, 0.3), (0.4, 0.2), (0.4, 0.1)):
+            state, _ = step(state, next(data))
+            checkpoints.save(state, {"AR@100": recall, "AP": precision})
+        checkpoints.wait()
+        assert checkpoints.best == 2
+    assert best_figure(detector.rpn) == "AR@100"
 
 
 def test_weights_load_without_the_rest(tmp_path):
