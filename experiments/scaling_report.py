@@ -125,7 +125,7 @@ def busy(about: dict[str, Any]) -> str:
     load = float(str(about["load at the start"]).split()[0])
     if load < 0.5:
         return ""
-    return f"* busy machine, load {load} at the start: what is slow here may not be"
+    return f"* other work was running, load {load} at the start: times may be too long"
 
 
 def example(entries: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The peer of `bccd_faster_rcnn` and `voc_faster_rcnn`: torchvision's `FasterRCNN`.
 
 usage: python experiments/peers/train_faster_rcnn.py --train JSON --val JSON \
-           --images DIR --weights NPZ [--steps 600 ...]
+           --images DIR --weights NPZ [--steps 600 ...] [--rpn-only]
 
 Runs where torch and torchvision are installed; this project is not needed there. JSON
 is in COCO's form; NPZ holds Keras' SqueezeNet 1.1. Trunk, images (long side 384, padded
@@ -9,7 +9,8 @@ to a square, Caffe's mean), optimizer, schedule, number of proposals and width o
 box head are those of the configs; everything else is torchvision's own, initial weights
 too. Objects with `iscrowd` are absent in training and count for nothing in the
 evaluation. Prints AP of detections, class-agnostic AR of the RPN's proposals (both
-pycocotools) and seconds per step.
+pycocotools) and seconds per step. With --rpn-only the second stage is left out: the
+peer of `bccd` and `voc`.
 """
 
 import argparse
@@ -179,6 +180,13 @@ def make_model(weights, classes):
     return model
 
 
+def rpn_alone(model, images, targets=None):
+    """Run trunk and RPN as `FasterRCNN.forward` does; return the RPN's losses."""
+    batch, targets = model.transform(images, targets)
+    features = {"0": model.backbone(batch.tensors)}
+    return model.rpn(batch, features, targets)[1]
+
+
 def load(json_file):
     """Read a COCO json: category ids and (id, file, boxes, classes from 1)."""
     data = json.loads(pathlib.Path(json_file).read_text())
@@ -268,6 +276,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dense-gradient", action="store_true")
+    parser.add_argument("--rpn-only", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
@@ -276,6 +285,8 @@ def main():
     rng = np.random.default_rng(args.seed)
     categories, scenes = load(args.train)
     model = make_model(args.weights, len(categories)).train()
+    if args.rpn_only:
+        del model.roi_heads
     params = list(model.parameters())
     print(sum(p.numel() for p in params), "parameters,", torchvision.__version__)
     optimizer = torch.optim.SGD(params, args.lr, momentum=0.9, weight_decay=1e-4)
@@ -289,7 +300,11 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (step + 1) / 50) * cosine
         start = time.perf_counter()
-        losses = model(images, targets)
+        losses = (
+            rpn_alone(model, images, targets)
+            if args.rpn_only
+            else model(images, targets)
+        )
         optimizer.zero_grad()
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(params, 10.0)
@@ -303,15 +318,16 @@ def main():
     for image_id, name, _, _ in load(args.val)[1]:
         image, scale = read(args.images / name)
         with torch.no_grad():
-            (found,) = model([image])
-        labels = [categories[i - 1] for i in found["labels"].tolist()]
-        boxes, scores = found["boxes"].numpy() / scale, found["scores"].numpy()
-        detections += results_of(image_id, boxes, scores, labels)
+            found = rpn_alone(model, [image]) if args.rpn_only else model([image])[0]
+        if not args.rpn_only:
+            labels = [categories[i - 1] for i in found["labels"].tolist()]
+            boxes, scores = found["boxes"].numpy() / scale, found["scores"].numpy()
+            detections += results_of(image_id, boxes, scores, labels)
         (boxes,), (scores,) = model.found
         boxes, scores = boxes.numpy() / scale, scores.numpy()
         labels = [categories[0]] * len(boxes)
         proposals += results_of(image_id, boxes, scores, labels)
-    figures = evaluate(args.val, detections)
+    figures = {} if args.rpn_only else evaluate(args.val, detections)
     figures |= evaluate(args.val, proposals, max_proposals=(10, 100, 300))
     print(json.dumps(figures | {"s_per_step": round(float(np.median(times)), 4)}))
 

@@ -93,7 +93,7 @@ def test_the_page_says_whether_the_machine_was_busy(load, busy):
     about = {"date": "2026-01-01", "load at the start": load}
     entry = {"about": about, "input": [INPUT], "step": [STEP]}
     page = markdown({"shapes": entry})
-    assert ("busy machine" in page) == busy
+    assert ("other work was running" in page) == busy
     assert "| 8 | 8 | 64 x 32 | 40.0 | 30.0 | 2.0 | 1.0 | 2.0 |" in page
     assert "| none | 4 | 200.0 |" in page and "not measured" in page
 
