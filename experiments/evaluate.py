@@ -308,7 +308,7 @@ def write_results(folder: Path, result: Evaluation) -> None:
     curves = {f"{k} proposals": curve for k, curve in result.curves.items()}
     plotting.plot_recall(IOU_THRESHOLDS, curves, ax=figure.subplots())
     figure.savefig(folder / "recall.png", dpi=120)
-    if result.results:
+    if "AP" in result.figures:  # a detector's
         (folder / "detections.json").write_text(json.dumps(result.results) + "\n")
 
 

@@ -2,14 +2,16 @@
 
 import doctest
 import importlib.util
+import json
 import re
 
 import jax.numpy as jnp
 import pytest
 from PIL import Image
 
-from experiments import export
+from experiments import evaluate, export
 from rpn_jax.data import ShapesSource
+from rpn_jax.pretrained.coco import COCO_IDS
 from rpn_jax.pretrained.files import write_safetensors
 from tests.conftest import ROOT
 from tests.pretrained.peer_weights import from_golden
@@ -67,6 +69,30 @@ def test_its_lines_for_a_checkpoint_of_torchvision(checkpoint, capsys):
     assert "arrays used" in capsys.readouterr().out
     assert names["found"].boxes.shape == (1, 100, 4)
     assert (checkpoint / "back.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_its_command_measures_a_checkpoint_on_coco(checkpoint, capsys):
+    command = next(c for kind, c in BLOCKS if kind == "sh" and "--data.kind coco" in c)
+    command = command.replace("\\\n", " ").split()[3:]
+    record = ShapesSource(1, seed=5)[0]
+    boxes, ids = record.boxes, [n for n, name in enumerate(COCO_IDS, 1) if name != "-"]
+    (checkpoint / "val2017").mkdir()
+    (checkpoint / "photo.jpg").rename(checkpoint / "val2017" / "a.jpg")
+    annotations = [
+        dict(id=n, image_id=1, category_id=ids[-n], bbox=[x1, y1, x2 - x1, y2 - y1])
+        for n, (x1, y1, x2, y2) in enumerate(boxes.tolist())
+    ]
+    data = {
+        "images": [dict(id=1, file_name="a.jpg", height=256, width=256)],
+        "annotations": annotations,
+        "categories": [dict(id=n, name=COCO_IDS[n - 1]) for n in ids],
+    }
+    (checkpoint / "instances_val2017.json").write_text(json.dumps(data))
+    assert evaluate.main([*command, "--eval.batch", "1"]) == 0
+    assert re.search(r"^AP -?\d\.\d{4}$", capsys.readouterr().out, flags=re.MULTILINE)
+    found = json.loads((checkpoint / "detections.json").read_text())
+    assert {row["category_id"] for row in found} <= set(ids)
 
 
 def test_its_lines_run_an_export(tmp_path, monkeypatch):
