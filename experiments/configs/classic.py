@@ -6,9 +6,9 @@
 Ren et al., Faster R-CNN (2015): nine anchors at scales 8, 16, 32 on stride 16, two
 logits an anchor with cross-entropy, smooth-L1, anchors that straddle the border left
 out; the conventions of py-faster-rcnn, shorter side 600 px. Two images a step, there
-one. The trunk is VGG16; --model.backbone names another. torchvision's VGG16 was trained on RGB
-images of another range than these conventions have: it starts from useful filters, not
-from its own input.
+one. The trunk is VGG16; --model.backbone names another. torchvision's VGG16 was trained
+on RGB images of another range than these conventions have: it starts from useful
+filters, not from its own input.
 
 As published, the best anchors of an object learn the object that they overlap most,
 which may be another one: objects much smaller than 128 px may get no anchor of their
