@@ -132,6 +132,7 @@ def plain(anchors, logits, deltas, size, objects, valid, rules):
     top = [i for i in order[: rules.test_pre_nms] if i in decoded]
     sides = boxes[:, 2:] - boxes[:, :2]
     passed = [i for i in top if (sides[i] > rules.min_size).all()]
+    passed = [i for i in passed if np.isfinite(logits[i])]  # +inf is no score
     mask = np.zeros(len(boxes), bool)
     mask[passed] = True
     kept = reference.nms(
