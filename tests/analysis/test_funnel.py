@@ -128,11 +128,12 @@ def plain(anchors, logits, deltas, size, objects, valid, rules):
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, size[1])
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, size[0])
     order = reference.ranking(logits, ~np.isnan(logits))
-    decoded = [i for i in order if np.isfinite(boxes[i]).all()]
+    # As scores, logits must be finite.
+    known = np.isfinite(boxes).all(axis=1) & np.isfinite(logits)
+    decoded = [i for i in order if known[i]]
     top = [i for i in order[: rules.test_pre_nms] if i in decoded]
     sides = boxes[:, 2:] - boxes[:, :2]
     passed = [i for i in top if (sides[i] > rules.min_size).all()]
-    passed = [i for i in passed if np.isfinite(logits[i])]  # +inf is no score
     mask = np.zeros(len(boxes), bool)
     mask[passed] = True
     kept = reference.nms(
