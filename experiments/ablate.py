@@ -37,10 +37,11 @@ from experiments.config import (
     data_of,
     exit_with,
     open_model,
+    take_model,
     use_compilation_cache,
 )
-from experiments.coverage import Progress
 from experiments.data import Objects, eval_batches, load_objects, open_source
+from experiments.progress import Progress
 from experiments.variants import (
     FULL,
     SEARCH,
@@ -205,18 +206,13 @@ def each_image(
 def main(argv: Sequence[str]) -> int:
     """Replay as the command line says; return the exit code."""
     prog = "python -m experiments.ablate MODEL"
-    name, *rest = argv or ["--help"]
-    if name in ("-h", "--help"):
-        tyro.cli(Options, args=["--help"], prog=prog, description=__doc__)
-    if name.startswith("-"):
-        raise UsageError(f"a model is wanted before the options: {prog}")
-    path = Path(name)
+    path = take_model(argv, Options, prog, __doc__)
     model = open_model(path)
     defaults = Options(
         data=data_of(model),
         out=path if path.is_dir() else path.parent,
     )
-    options = tyro.cli(Options, default=defaults, args=rest, prog=prog)
+    options = tyro.cli(Options, default=defaults, args=argv[1:], prog=prog)
     if not options.counts or min(options.counts) < 1 or options.pre_nms < 1:
         raise UsageError("--counts and --pre-nms want numbers of at least 1")
     source = open_source(options.data, "val", classes=classes_of(model.config))

@@ -272,6 +272,20 @@ def _changes(name: str, then: Any, now: Any) -> list[str]:
     return [] if then == now else [f"{name}: was {then}, is {now}"]
 
 
+def take_model(argv: Sequence[str], options: type, prog: str, doc: str | None) -> Path:
+    """Return the first argument, the path of a model; `--help` in its place exits.
+
+    Raises:
+        UsageError: an option stands there.
+    """
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        tyro.cli(options, args=["--help"], prog=prog, description=doc)
+    if name.startswith("-"):
+        raise UsageError(f"a model is wanted before the options: {prog}")
+    return Path(name)
+
+
 def open_model(path: Path) -> Model:
     """Load the network that a run's folder or a weight file holds.
 

@@ -13,7 +13,6 @@ where both are the same. Writes `coverage.json` and `coverage.png` to --out.
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -31,6 +30,7 @@ from experiments.config import (
     use_compilation_cache,
 )
 from experiments.data import open_source
+from experiments.progress import Progress
 from rpn_jax import plotting
 from rpn_jax.analysis import (
     LEGEND,
@@ -78,21 +78,6 @@ class Options:
     image: str | None = None
     design: bool = False
     out: Path = Path("coverage")
-
-
-class Progress:
-    """Prints how far something has come, every few seconds."""
-
-    def __init__(self, what: str, *, every: float = 3.0):
-        self._what, self._every = what, every
-        self._start = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Print a line if it is time to."""
-        now = time.monotonic()
-        if done < total and now - self._last >= self._every:
-            self._last, seconds = now, now - self._start
-            print(f"  {done:,} of {total:,} {self._what}, {seconds:.0f} s", flush=True)
 
 
 class Found(NamedTuple):

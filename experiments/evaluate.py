@@ -30,6 +30,7 @@ from experiments.config import (
     data_of,
     exit_with,
     open_model,
+    take_model,
     use_compilation_cache,
 )
 from experiments.data import Objects, eval_batches, load_objects, open_source
@@ -51,6 +52,7 @@ from rpn_jax.evaluation import (
     voc_average_precision,
 )
 from rpn_jax.faster_rcnn import FasterRCNN, make_network
+from rpn_jax.plotting.style import add_legend
 from rpn_jax.rpn import RPN
 from rpn_jax.training.hosts import HostsConfig
 from rpn_jax.training.mesh import data_mesh, gather, put_batch, replicated
@@ -289,10 +291,7 @@ def draw_examples(file: Path, examples: Sequence[Example]) -> None:
         plotting.plot_proposals(
             example.image, example.boxes, gt_boxes=example.gt_boxes, ax=ax
         )
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        place = {"loc": "outside lower center", "ncols": 3, "frameon": False}
-        figure.legend(handles, labels, **place)
+    add_legend(figure)
     figure.savefig(file, dpi=100)
 
 
@@ -343,15 +342,11 @@ class Options(HostsOption):
 def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says; return the exit code."""
     prog = "python -m experiments.evaluate MODEL"
-    name, *rest = argv or ["--help"]
-    if name in ("-h", "--help"):
-        tyro.cli(Options, args=["--help"], prog=prog, description=__doc__)
-    if name.startswith("-"):
-        raise UsageError(f"a model is wanted before the options: {prog}")
-    hosts, rest = tyro.cli(HostsOption, args=rest, return_unknown_args=True)
+    path = take_model(argv, Options, prog, __doc__)
+    hosts, rest = tyro.cli(HostsOption, args=argv[1:], return_unknown_args=True)
     use_compilation_cache()
     with as_one_of(hosts.hosts):
-        return measure(Path(name), rest, prog)
+        return measure(path, rest, prog)
 
 
 def measure(path: Path, argv: Sequence[str], prog: str) -> int:

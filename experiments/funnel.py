@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.config import DataConfig
-from experiments.coverage import Progress
 from experiments.data import eval_batches, load_objects
+from experiments.progress import Progress
 from rpn_jax import plotting
 from rpn_jax.analysis import STAGES, Losses, batch_funnel, losses, stages_passed
 from rpn_jax.data import Source, load_image
 from rpn_jax.evaluation import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS
 from rpn_jax.faster_rcnn import FasterRCNN, first_stage
-from rpn_jax.plotting.style import show_image
+from rpn_jax.plotting.style import add_legend, show_image
 from rpn_jax.rpn import RPN
 
 SHOWN = (0.5, 0.7)
@@ -180,7 +180,7 @@ def draw(
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(worst) :]:
         ax.set_axis_off()
-    passed, legend = stages_passed(found.iou, threshold), {}
+    passed = stages_passed(found.iou, threshold)
     for ax, i in zip(axes, worst, strict=False):
         stage, iou, boxes = passed[i], found.iou[i], found.boxes[i]
         image = load_image(source[int(found.row[i])])
@@ -198,10 +198,7 @@ def draw(
         title = f"lost at {STAGES[stage]}\n{before}{iou[-1]:.2f} at the end"
         ax.set_title(title, fontsize=9)
         _zoom(ax, np.array([box for *_, box in layers]), image.shape)
-        handles, labels = ax.get_legend_handles_labels()
-        legend |= dict(zip(labels, handles, strict=True))
-    place = {"loc": "outside lower center", "ncols": 3, "frameon": False}
-    figure.legend(list(legend.values()), list(legend), **place)
+    add_legend(figure)
     figure.savefig(file, dpi=100)
 
 

@@ -180,11 +180,16 @@ def make_model(weights, classes):
     return model
 
 
-def rpn_alone(model, images, targets=None):
-    """Run trunk and RPN as `FasterRCNN.forward` does; return the RPN's losses."""
-    batch, targets = model.transform(images, targets)
-    features = {"0": model.backbone(batch.tensors)}
-    return model.rpn(batch, features, targets)[1]
+def without_second_stage(model):
+    """Leave trunk and RPN of a detector; forward gives the RPN's losses."""
+
+    def forward(images, targets=None):
+        batch, targets = model.transform(images, targets)
+        return model.rpn(batch, {"0": model.backbone(batch.tensors)}, targets)[1]
+
+    del model.roi_heads
+    model.forward = forward
+    return model
 
 
 def load(json_file):
@@ -286,7 +291,7 @@ def main():
     categories, scenes = load(args.train)
     model = make_model(args.weights, len(categories)).train()
     if args.rpn_only:
-        del model.roi_heads
+        model = without_second_stage(model)
     params = list(model.parameters())
     print(sum(p.numel() for p in params), "parameters,", torchvision.__version__)
     optimizer = torch.optim.SGD(params, args.lr, momentum=0.9, weight_decay=1e-4)
@@ -300,11 +305,7 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1, (step + 1) / 50) * cosine
         start = time.perf_counter()
-        losses = (
-            rpn_alone(model, images, targets)
-            if args.rpn_only
-            else model(images, targets)
-        )
+        losses = model(images, targets)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(params, 10.0)
@@ -318,8 +319,9 @@ def main():
     for image_id, name, _, _ in load(args.val)[1]:
         image, scale = read(args.images / name)
         with torch.no_grad():
-            found = rpn_alone(model, [image]) if args.rpn_only else model([image])[0]
+            found = model([image])
         if not args.rpn_only:
+            (found,) = found
             labels = [categories[i - 1] for i in found["labels"].tolist()]
             boxes, scores = found["boxes"].numpy() / scale, found["scores"].numpy()
             detections += results_of(image_id, boxes, scores, labels)

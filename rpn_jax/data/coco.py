@@ -23,6 +23,7 @@ from rpn_jax.data.records import (
     mend_areas,
 )
 
+# What a fault of `classes` is counted as.
 OTHER_CLASSES = "category that is none of the classes"
 
 
@@ -41,11 +42,11 @@ class CocoSource:
         json: The annotation file.
         images: The folder that the json's `file_name`s start from and may not lead out
             of; None where only the boxes are wanted, and the files need not be there.
-        classes: Names in the order of a network's labels, the json's among them;
-            None: the json's.
         on_bad: "raise" a `DataError` at the first fault, or "skip" faulty boxes and
             records without a readable file and log how many there were, or what is
             told of all.
+        classes: Names in the order of a network's labels, the json's among them;
+            None: the json's.
 
     Attributes:
         classes: Category names.
@@ -107,23 +108,25 @@ class CocoSource:
             if number > 1:
                 raise DataError(f"{self.json}: {number} categories have the id {key}")
         entries = sorted(entries, key=lambda entry: entry["id"])
-        names = [entry["name"] for entry in entries]
-        self.classes = tuple(names if classes is None else classes)
-        if classes is None:
-            indices = range(len(names))
-        else:
-            unknown = [name for name in names if name not in self.classes]
-            if unknown or len(set(names)) < len(names):
-                raise DataError(
-                    f"{self.json}: its categories must each be another of the classes "
-                    f"{', '.join(self.classes)}; it has {', '.join(unknown or names)}",
-                    OTHER_CLASSES,
-                )
-            indices = [self.classes.index(name) for name in names]
         ids = [entry["id"] for entry in entries]
+        names = [entry["name"] for entry in entries]
+        self.classes, indices = tuple(names), range(len(names))
+        if classes is not None:
+            self.classes, indices = tuple(classes), self._places(names, list(classes))
         self._class_of = dict(zip(ids, indices, strict=True))
         id_of = dict(zip(indices, ids, strict=True))
         self.category_ids = tuple(id_of.get(i, -1) for i in range(len(self.classes)))
+
+    def _places(self, names: list[str], classes: list[str]) -> list[int]:
+        """Find each name among the classes."""
+        unknown = [name for name in names if name not in classes]
+        if unknown or len(set(names)) < len(names):
+            raise DataError(
+                f"{self.json}: its categories must each be another of the classes "
+                f"{', '.join(classes)}; it has {', '.join(unknown or names)}",
+                OTHER_CLASSES,
+            )
+        return [classes.index(name) for name in names]
 
     def _read_images(self, entries: list, faults: Faults) -> None:
         self._names, sizes = [], []

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import coverage
 from experiments.config import UsageError, parse_config
+from experiments.progress import Progress
 from rpn_jax.data import DataError
 
 # A small network, so that its maps are traced at once.
@@ -164,8 +165,8 @@ def test_help_tells_the_options(capsys):
 
 def test_progress_is_printed_now_and_then(capsys, monkeypatch):
     now = iter([0, 1, 4, 5, 8])
-    monkeypatch.setattr(coverage.time, "monotonic", lambda: next(now))
-    progress = coverage.Progress("images read")
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    progress = Progress("images read")
     for done in (1, 2000, 3000, 4000):
         progress(done, 4000)
     lines = capsys.readouterr().out.splitlines()

@@ -463,6 +463,20 @@ def test_propose_says_what_is_missing(finished, tmp_path):
             propose.main(arguments)
 
 
+def test_the_legend_names_what_any_of_the_images_shows(tmp_path, monkeypatch):
+    pixels, box = np.zeros((40, 40, 3), np.uint8), np.array([[2.0, 2, 20, 20]])
+    away, shown = box + 18, []
+    examples = [
+        evaluate.Example(pixels, away, box),
+        evaluate.Example(pixels, box, box),
+    ]
+    monkeypatch.setattr(
+        evaluate.Figure, "legend", lambda _, handles, labels, **__: shown.extend(labels)
+    )
+    evaluate.draw_examples(tmp_path / "a.png", examples)
+    assert sorted(shown) == ["elsewhere", "meets an object", "object"]
+
+
 def test_propose_does_not_write_where_the_images_are(finished, tmp_path, monkeypatch):
     Image.new("RGB", (60, 60)).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text("mine")

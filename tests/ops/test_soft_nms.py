@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import rpn_jax as rj
-from experiments.exactness import Case, soft_greedy
+from experiments.plain_nms import Case, soft_greedy
 from tests import strategies
 
 N = 16
