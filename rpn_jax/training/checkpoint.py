@@ -9,6 +9,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
+        if not self._read_only:
+            self._clear_half_written()
         keep = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
             str(self._folder),
@@ -70,8 +73,18 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=not self._read_only,
         )
+
+    def _clear_half_written(self) -> None:
+        """Remove what a kill left.
+
+        Orbax would do so in a thread that its `close` does not wait for, and which then
+        finds gone what the next one to open the folder has removed.
+        """
+        if jax.process_index() == 0:
+            for half in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half)
+        multihost_utils.sync_global_devices("what a kill left is removed")
 
     @property
     def last(self) -> int | None:

@@ -97,8 +97,11 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path):
     half = tmp_path / "6.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / "4", half)
     (half / "commit_success.txt").unlink()
+    with Checkpoints(tmp_path, read_only=True):
+        assert half.exists()
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.last == 4
+        assert not half.exists()
     run(tmp_path, 6)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "6"]
 
