@@ -94,6 +94,13 @@ def _pyramid(trunk: Any, strides, options: BackboneOptions, dtype) -> FPN:
     )
 
 
+def _squeezenet_fpn(strides, options, dtype) -> Any:
+    trunk = SqueezeNet(strides=tuple(s for s in strides if s <= 16), dtype=dtype)
+    top = len(strides) - len(trunk.strides)
+    # No wider than the head alone needs: a step takes no longer than without pyramid.
+    return FPN(bottom_up=trunk, channels=128, smooth=False, top=top, dtype=dtype)
+
+
 def _small_resnet(strides, options, dtype) -> Any:
     return SmallResNet(strides=strides, dtype=dtype)
 
@@ -110,6 +117,7 @@ _MAKERS: dict[str, Callable[[tuple[int, ...], BackboneOptions, Any], Any]] = {
     "squeezenet_torchvision": lambda s, o, dtype: SqueezeNet(
         padding="torchvision", dtype=dtype
     ),
+    "squeezenet_fpn": _squeezenet_fpn,
     "small_resnet": _small_resnet,
     "small_resnet_fpn": _small_resnet_fpn,
     "vgg16": lambda s, o, dtype: VGG16(remat=o.remat, dtype=dtype),

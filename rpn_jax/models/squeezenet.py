@@ -32,23 +32,24 @@ class Fire(nn.Module):
         return nn.relu(jnp.concatenate([one, three], axis=-1))
 
 
+STRIDES = {3: 4, 5: 8, 9: 16}
+"""Stride of the maps that can be returned, by number of the fire."""
+
+
 class SqueezeNet(nn.Module):
-    """SqueezeNet 1.1 up to fire9: one map of 512 channels at stride 16.
+    """SqueezeNet 1.1 up to fire9, whose map has 512 channels at stride 16.
 
     Attributes:
+        strides: Of the maps to return: 4 (fire3, 128 channels), 8 (fire5, 256) or 16.
         padding: "same" pads conv1 and the pools by 1 on all sides, so that a side of
             384 px gives 24 cells; "torchvision" pads nothing and rounds the pools'
             output sizes up, as its `squeezenet1_1` does (384 px give 23 cells).
         dtype: Compute type; parameters stay float32.
     """
 
+    strides: tuple[int, ...] = (16,)
     padding: str = "same"
     dtype: DTypeLike = jnp.float32
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Pixels per cell of each returned map."""
-        return (16,)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -58,20 +59,28 @@ class SqueezeNet(nn.Module):
             x: `[B, H, W, 3]` normalised images.
 
         Returns:
-            A 1-tuple: float32 `[B, ceil(H / 16), ceil(W / 16), 512]` with "same".
+            For each of `strides` its map: float32 `[B, ceil(H / stride),
+            ceil(W / stride), channels]` with "same".
         """
         if self.padding not in ("same", "torchvision"):
             raise ValueError(
                 f'padding must be "same" or "torchvision", got {self.padding!r}'
             )
+        if not self.strides or not set(self.strides) <= set(STRIDES.values()):
+            raise ValueError(
+                f"strides must be among {tuple(STRIDES.values())}, got {self.strides}"
+            )
         same = self.padding == "same"
         x = StemConv(64, padding=int(same), dtype=self.dtype, name="conv1")(x)
         x = nn.relu(_pool(x, same))  # the same as pooling after ReLU, and cheaper
+        maps = {}
         for number, (squeeze, expand) in enumerate(FIRES, start=2):
             x = Fire(squeeze, expand, dtype=self.dtype, name=f"fire{number}")(x)
+            if number in STRIDES:
+                maps[STRIDES[number]] = widen(x)
             if number in (3, 5):
                 x = _pool(x, same)
-        return (widen(x),)
+        return tuple(maps[stride] for stride in self.strides)
 
 
 def _pool(x: jax.Array, same: bool) -> jax.Array:

@@ -18,7 +18,11 @@ from rpn_jax.models import (
 from rpn_jax.models.resnet import ResidualBlock
 
 PYRAMID = (4, 8, 16, 32, 64)
-STRIDES = {"mobilenet_v3_large_fpn": (32, 32, 64), "small_resnet_fpn": (8, 16, 32)}
+STRIDES = {
+    "mobilenet_v3_large_fpn": (32, 32, 64),
+    "small_resnet_fpn": (8, 16, 32),
+    "squeezenet_fpn": (8, 16, 32),
+}
 # Weights of the convolutions, as the papers and the peers' models have them.
 PARAMETERS = {
     "vgg16": 14_714_688,

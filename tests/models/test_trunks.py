@@ -17,7 +17,9 @@ def shapes(module, height, width):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    "module", [SqueezeNet(), SMALL, SmallResNet()], ids=["squeezenet", "all", "default"]
+    "module",
+    [SqueezeNet(), SqueezeNet(strides=(4, 8, 16)), SMALL, SmallResNet()],
+    ids=["squeezenet", "squeezenet-all", "resnet-all", "resnet"],
 )
 def test_maps_cover_the_image_at_their_strides(module, size):
     maps = shapes(module, *size)
@@ -32,6 +34,17 @@ def test_maps_cover_the_image_at_their_strides(module, size):
 def test_squeezenet_of_the_detectors_image(padding, cells):
     (features,) = shapes(SqueezeNet(padding=padding), 384, 384)
     assert features.shape == (2, cells, cells, 512)
+
+
+def test_squeezenet_gives_the_maps_that_its_strides_name(getkey):
+    x = jax.random.normal(getkey(), (1, 32, 32, 3))
+    params = jax.jit(SqueezeNet().init)(getkey(), x)
+    deepest = SqueezeNet().apply(params, x)
+    maps = SqueezeNet(strides=(4, 8, 16)).apply(params, x)
+    assert [m.shape for m in maps] == [(1, 8, 8, 128), (1, 4, 4, 256), (1, 2, 2, 512)]
+    np.testing.assert_array_equal(maps[-1], deepest[0])
+    with pytest.raises(ValueError, match=r"among \(4, 8, 16\), got \(8, 32\)"):
+        SqueezeNet(strides=(8, 32)).apply(params, x)
 
 
 each_trunk = pytest.mark.parametrize(

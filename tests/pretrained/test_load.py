@@ -234,6 +234,10 @@ def test_a_keras_file_gives_the_parameters_of_its_state_dict(tmp_path, kind):
     jax.tree.map(
         np.testing.assert_array_equal, loaded.params["params"]["backbone"], trunk
     )
+    sizes = ((32.0,), (64.0,))
+    pyramid = RPNConfig(backbone="squeezenet_fpn", strides=(8, 16), sizes=sizes)
+    bottom_up = load(file, config=pyramid).params["params"]["backbone"]["bottom_up"]
+    jax.tree.map(np.testing.assert_array_equal, bottom_up, trunk)
 
 
 def test_own_files_load_whole_or_in_part(tmp_path):
