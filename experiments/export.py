@@ -55,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
     options = tyro.cli(Options, args=rest, prog=prog, description=__doc__)
     if not named:
         raise UsageError(f"a model is wanted: {prog} --out FILE")
+    if options.out.is_dir():
+        raise UsageError(f"--out: {options.out} is a folder, a file is wanted")
     name = argv[0]
     model = open_model(DEMO if name == "demo" else Path(name))
     resize, pad_to = model.resize, model.pad_to

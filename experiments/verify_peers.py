@@ -12,6 +12,8 @@ and images. Printed, and written to DIR/peers.md:
   levels (detectron2);
 * kept: proposals (detections) of the peer, how many of ours have no counterpart within
   0.01 px, and the largest differences of box (px) and score among the others.
+
+Ends with code 1 where none of an image has one.
 """
 
 import argparse
@@ -53,6 +55,7 @@ DETECTRON2 = (
 )
 NEAR = 0.01
 """Pixels within which two boxes are the same."""
+NONE_ALIKE = "none alike"
 
 # The peer's own reader turns what it saved into arrays.
 CONVERT = """
@@ -88,9 +91,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--torchvision", metavar="PYTHON")
     parser.add_argument("--detectron2", metavar="PYTHON")
     parser.add_argument("--images", nargs="+", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=[*TORCHVISION, *DETECTRON2])
+    names = [*TORCHVISION, *DETECTRON2]
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME"
+    )
     parser.add_argument("--out", type=Path, default=Path())
     args = parser.parse_args(argv)
+    if not (args.torchvision or args.detectron2):
+        parser.error("a peer is wanted: --torchvision or --detectron2")
+    if len({file.stem for file in args.images}) < len(args.images):
+        parser.error("--images: two have the same name")
     use_compilation_cache()
     args.out.mkdir(parents=True, exist_ok=True)
     peers = ((args.torchvision, TORCHVISION), (args.detectron2, DETECTRON2))
@@ -105,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
             (args.out / "peers.md").write_text(table(rows))
             print("\n".join(map(str, rows[-len(args.images) :])), flush=True)
     print(table(rows))
-    return 0
+    return int(any(NONE_ALIKE in row.proposals + row.detections for row in rows))
 
 
 def run_peer(python: str, name: str, images: Sequence[Path], folder: Path) -> None:
@@ -117,7 +127,10 @@ def run_peer(python: str, name: str, images: Sequence[Path], folder: Path) -> No
     script = "torchvision" if name in TORCHVISION else "detectron2"
     command = [python, str(PEERS / f"{script}_models.py"), str(folder), name]
     command += ["--images", *map(str, images)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"{python} is no Python: {error}") from error
     if done.returncode == 0 and name in TORCHVISION:
         files = [str(folder / f"{name}{suffix}") for suffix in (".pth", ".npz")]
         convert = [python, "-c", CONVERT, *files]
@@ -202,6 +215,10 @@ def difference(ours: Found | None, theirs: Found | None) -> str:
     """Pair two sets and describe how they differ."""
     if ours is None or theirs is None:
         return "-"
+    if not len(ours.boxes) and not len(theirs.boxes):
+        return "0"
+    if not len(ours.boxes) or not len(theirs.boxes):
+        return f"{len(theirs.boxes)} kept, {NONE_ALIKE}"
     far = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(axis=-1)
     far[ours.labels[:, None] != theirs.labels[None]] = np.inf
     # Of several boxes in one place, those of like scores belong together.
@@ -214,7 +231,7 @@ def difference(ours: Found | None, theirs: Found | None) -> str:
             pairs.append((row, column))
     alone = len(ours.boxes) - len(pairs) + int((~taken).sum())
     if not pairs:
-        return f"{len(theirs.boxes)} kept, none alike"
+        return f"{len(theirs.boxes)} kept, {NONE_ALIKE}"
     rows, columns = np.array(pairs).T
     score = np.abs(ours.scores[rows] - theirs.scores[columns]).max()
     box = far[rows, columns].max()

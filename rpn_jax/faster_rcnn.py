@@ -350,6 +350,8 @@ def pool_rois(
 
 def _module(config: FasterRCNNConfig, backbone: Any) -> FasterRCNNModule:
     """Build the parts of a detector and check them against each other."""
+    if isinstance(config.classes, str) or not config.classes:
+        raise ValueError(f"classes must be a tuple of names, got {config.classes!r}")
     backbone, head = rpn_modules(config.rpn, backbone)
     dtype, init = jnp.dtype(config.rpn.dtype), config.convention.roi.box_init
     if not 1 <= config.roi_levels <= len(config.rpn.strides):

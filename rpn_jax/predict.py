@@ -122,7 +122,7 @@ class Predictor:
             self._find = jax.jit(network.propose)
 
     def __call__(
-        self, image: str | Path | Image.Image | np.ndarray
+        self, image: str | Path | Image.Image | np.ndarray | jax.Array
     ) -> Prediction | Objects:
         """Find boxes in one image.
 
@@ -138,6 +138,8 @@ class Predictor:
             DataError: the image is missing, broken or empty.
         """
         name = str(image) if isinstance(image, str | Path) else "image"
+        if isinstance(image, jax.Array):
+            image = np.asarray(image)
         image = decode(image, name=name)
         pixels, scales = resize_pixels(image, self.model.resize)
         size = pixels.shape[:2]
@@ -172,8 +174,8 @@ def load_model(path: str | Path) -> Model:
 
     Raises:
         FileNotFoundError: there is no such folder or file, or no checkpoint in it.
-        ValueError: the file is no weight file, does not say its network, or holds a
-            trunk alone.
+        ValueError: the file is no weight file, does not say its network or the size of
+            its images, or holds a trunk alone.
         ImportError: the library that reads it is missing.
     """
     path = Path(path)
@@ -182,10 +184,13 @@ def load_model(path: str | Path) -> Model:
     config, params, report, _ = load(path)
     if report.missing:
         raise ValueError(f"{path} holds a trunk, {report.model}, not a whole network")
-    if not is_own(path):
+    data = load_params_npz(path)[1].get("data") if is_own(path) else None
+    if data is None:
         return Model.of(config, params)
-    data = load_params_npz(path)[1].get("data", {})
-    resize = config_from_json(Resize, data.get("resize", {}))
+    try:
+        resize = config_from_json(Resize, data["resize"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not say how images are resized") from error
     return Model(config, params, resize, data)
 
 

@@ -5,7 +5,7 @@ level or of all), `G` boxes at most an image, `K` proposals an image.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
@@ -174,12 +174,15 @@ def rpn_modules(config: RPNConfig, backbone: Any = None) -> tuple[Any, RPNHead]:
             options=config.backbone_options,
             dtype=dtype,
         )
-    strides = backbone.strides
-    if strides != config.strides:
+        name = config.backbone
+    else:
+        name = type(backbone).__name__
+    strides = tuple(backbone.strides)
+    if strides != tuple(config.strides):
         table = level_table(backbone=strides, config=config.strides, sizes=config.sizes)
         raise ValueError(
-            f"{config.backbone} has maps of strides {strides}, the "
-            f"configuration wants {config.strides}\n{table}"
+            f"{name} has maps of strides {strides}, the configuration wants "
+            f"{config.strides}\n{table}"
         )
     head = RPNHead(
         num_anchors=per_cell,
@@ -263,6 +266,14 @@ def _logits_an_anchor(config: RPNConfig) -> int:
 
 def _anchors_a_cell(config: RPNConfig) -> int:
     """Check the levels against each other and count the anchors of a cell."""
+    groups = {"strides": config.strides, "ratios": config.ratios, "sizes": config.sizes}
+    groups |= {f"sizes[{n}]": sizes for n, sizes in enumerate(_listed(config.sizes))}
+    for name, values in groups.items():
+        if not _listed(values):
+            raise ValueError(
+                f"{name} must be a tuple that is not empty (sizes of one level: "
+                f"((32.0, 64.0),)), got {values!r}"
+            )
     counts = {len(sizes) * len(config.ratios) for sizes in config.sizes}
     if len(config.sizes) != len(config.strides) or len(counts) != 1:
         table = level_table(
@@ -278,8 +289,17 @@ def _anchors_a_cell(config: RPNConfig) -> int:
     return counts.pop()
 
 
+def _listed(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, tuple | list) else ()
+
+
 def level_strides(config: RPNConfig, grids, padded_size):
     """Strides of the levels, one number or (y, x) each."""
+    if not all(height and width for height, width in grids):
+        raise ValueError(
+            f"images padded to {tuple(padded_size)} are too small: the feature maps "
+            f"have {', '.join(f'{h} x {w}' for h, w in grids)} cells"
+        )
     if config.convention.anchors.stride == "nominal":
         return config.strides
     return [

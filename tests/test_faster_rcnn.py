@@ -381,9 +381,17 @@ def test_a_network_is_made_from_either_configuration():
     [
         ({"roi_levels": 3}, "roi_levels must be 1 to 2"),
         ({"box_head": "res5"}, "wants a backbone that ends with res4"),
+        ({"classes": ()}, r"classes must be a tuple of names, got \(\)"),
         ({"rpn": SKIPS}, r"strides must be powers of two, .* got \(4, 16\)"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         faster_rcnn(dataclasses.replace(SMALL, **change))
+
+
+def test_one_class_without_its_comma_is_not_taken_for_its_letters():
+    config = dataclasses.replace(SMALL)
+    object.__setattr__(config, "classes", ("person"))  # as without a type checker
+    with pytest.raises(ValueError, match="classes must be a tuple of names, got 'pers"):
+        faster_rcnn(config)

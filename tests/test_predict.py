@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,7 +58,8 @@ def test_boxes_lie_in_the_image_best_first(predictor, pixels):
 def test_path_picture_and_array_give_the_same(predictor, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     wanted = predictor(pixels)
-    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels)):
+    path = tmp_path / "a.png"
+    for image in (path, str(path), Image.fromarray(pixels), jnp.asarray(pixels)):
         for x, y in zip(predictor(image), wanted, strict=True):
             np.testing.assert_array_equal(x, y)
 
@@ -164,6 +166,20 @@ def test_a_weight_file_holds_all_that_is_needed(model, predictor, pixels, tmp_pa
         Predictor(tmp_path / "w.npz", pad_to=64)(pixels), predictor(pixels), strict=True
     ):
         np.testing.assert_array_equal(x, y)
+
+
+def test_a_weight_file_without_a_run_is_resized_as_its_convention_wants(
+    model, tmp_path
+):
+    metadata = {"model": config_to_json(CONFIG)}
+    save_params_npz(tmp_path / "w.npz", model.params, metadata)
+    loaded = load_model(tmp_path / "w.npz")
+    assert loaded.resize == Resize.of(CONFIG.convention.image)
+    assert loaded.pad_to == CONFIG.convention.image.pad_to
+    for data in ({}, {"resize": None}, {"resize": {"width": 3}}, []):
+        save_params_npz(tmp_path / "w.npz", model.params, metadata | {"data": data})
+        with pytest.raises(ValueError, match="w.npz does not say how images are resiz"):
+            load_model(tmp_path / "w.npz")
 
 
 def test_a_weight_file_that_does_not_say_its_network_is_refused(model, tmp_path):

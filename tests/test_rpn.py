@@ -18,6 +18,7 @@ from rpn_jax.conventions import (
     LossConvention,
     TargetConvention,
 )
+from rpn_jax.models import SmallResNet
 from rpn_jax.objective import RPNOutputs, rpn_loss
 from rpn_jax.rpn import (
     RPNConfig,
@@ -337,11 +338,36 @@ def test_normalisation_swaps_colours_scales_and_leaves_padding_zero():
         ({"sizes": ((16.0,), (32.0, 64.0))}, "as many anchors a cell"),
         ({"backbone": "resnet51"}, "backbone must be one of squeezenet"),
         ({"backbone": "squeezenet"}, r"maps of strides \(16,\).*wants \(8, 16\)"),
+        ({"sizes": ((16.0,), ())}, r"sizes\[1\] must be a tuple .*got \(\)"),
+        ({"ratios": ()}, r"ratios must be a tuple that is not empty"),
+        (
+            {"backbone": "squeezenet_fpn", "strides": (32, 64)},
+            r"strides 4, 8, 16 and above, got \(32, 64\)",
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_laid_out(change, message):
     with pytest.raises(ValueError, match=message):
         rpn(dataclasses.replace(SMALL, **change))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sizes", (16.0, 32.0), r"sizes\[0\] must be a tuple .*got 16.0"),
+        ("strides", 16, "strides must be a tuple .*got 16"),
+    ],
+)
+def test_a_tuple_that_was_forgotten_is_named(field, value, message):
+    config = dataclasses.replace(SMALL)
+    object.__setattr__(config, field, value)  # no type checker runs at the user's
+    with pytest.raises(ValueError, match=message):
+        rpn(config)
+
+
+def test_a_backbone_of_ones_own_that_does_not_fit_is_called_by_its_name():
+    with pytest.raises(ValueError, match=r"SmallResNet has maps of strides \(16,\)"):
+        rpn(SMALL, backbone=SmallResNet())
 
 
 def test_wrong_images_are_named():
@@ -350,6 +376,11 @@ def test_wrong_images_are_named():
         model.apply(params, np.zeros((32, 32, 3)), np.array([[32, 32]]))
     with pytest.raises(ValueError, match=r"image_sizes must be \[1, 2\]"):
         model.apply(params, np.zeros((1, 32, 32, 3)), np.array([32, 32]))
+    vgg = rpn(RPNConfig(backbone="vgg16"))
+    with pytest.raises(ValueError, match=r"padded to \(8, 64\) are too small.* 0 x 4"):
+        small = jax.ShapeDtypeStruct((1, 8, 64, 3), jnp.float32)
+        params = jax.eval_shape(lambda key: vgg.init(key, image_size=(32, 64)), KEY)
+        jax.eval_shape(vgg.apply, params, small, jax.ShapeDtypeStruct((1, 2), int))
 
 
 # --- devices

@@ -25,7 +25,8 @@ class BackboneOptions:
             (torchvision's v2).
         fpn_top_conv: the pyramid's levels above the trunk's are convolutions, not every
             second cell.
-        remat: recompute blocks in the backward pass: less memory, a third more time.
+        remat: recompute blocks in the backward pass: less memory, a third more time;
+            SqueezeNet and the small ResNet have none to recompute.
     """
 
     stride_in_1x1: bool = False
@@ -84,8 +85,9 @@ def _mobilenet(strides, options, dtype) -> Any:
     return _pyramid(trunk, strides, options, dtype)
 
 
-def _pyramid(trunk: Any, strides, options: BackboneOptions, dtype) -> FPN:
+def _pyramid(trunk: Any, strides, options: BackboneOptions, dtype, **more) -> FPN:
     return FPN(
+        **more,
         bottom_up=trunk,
         top=max(len(strides) - len(trunk.strides), 0),
         top_conv=options.fpn_top_conv,
@@ -96,9 +98,11 @@ def _pyramid(trunk: Any, strides, options: BackboneOptions, dtype) -> FPN:
 
 def _squeezenet_fpn(strides, options, dtype) -> Any:
     trunk = SqueezeNet(strides=tuple(s for s in strides if s <= 16), dtype=dtype)
-    top = len(strides) - len(trunk.strides)
-    # No wider than the head alone needs: a step takes no longer than without pyramid.
-    return FPN(bottom_up=trunk, channels=128, smooth=False, top=top, dtype=dtype)
+    if not trunk.strides:
+        raise ValueError(
+            f"squeezenet_fpn has strides 4, 8, 16 and above, got {strides}"
+        )
+    return _pyramid(trunk, strides, options, dtype, channels=128, smooth=False)
 
 
 def _small_resnet(strides, options, dtype) -> Any:
@@ -109,7 +113,7 @@ def _small_resnet_fpn(strides, options, dtype) -> Any:
     trunk = SmallResNet(
         widths=(32, 64, 64, 96), blocks=(1, 1, 1, 1), strides=strides, dtype=dtype
     )
-    return FPN(bottom_up=trunk, channels=64, smooth=False, dtype=dtype)
+    return _pyramid(trunk, strides, options, dtype, channels=64, smooth=False)
 
 
 _MAKERS: dict[str, Callable[[tuple[int, ...], BackboneOptions, Any], Any]] = {
@@ -126,6 +130,8 @@ _MAKERS: dict[str, Callable[[tuple[int, ...], BackboneOptions, Any], Any]] = {
         f"resnet{depth}_{kind}": partial(_resnet, depth, kind)
         for depth in DEPTHS
         for kind in ("c4", "dc5", "fpn")
+        # The blocks of the shallow ones are not made for dilation.
+        if kind != "dc5" or depth >= 50
     },
     **{
         f"resnext101_32x8d_{kind}": partial(

@@ -26,7 +26,8 @@ class Report(NamedTuple):
         matched: names in the file that are used.
         left_over: names in the file that are not.
         missing: paths of parameters that the file does not have.
-        notes: what was assumed.
+        notes: what was assumed; of a trunk in a network of yours, what it learned with
+            and gets otherwise there.
     """
 
     model: str
@@ -112,6 +113,8 @@ def load(
         raise ValueError(
             f"{name} is of no model that is known here; its names begin with {first}"
         )
+    parts = (parts,) if isinstance(parts, str) else parts
+    allow = (allow,) if isinstance(allow, str) else allow
     return _fill(name, found, config or found.config, parts, allow)
 
 
@@ -138,9 +141,10 @@ def _own(file: str | os.PathLike) -> Recognised:
             raise ValueError(f"it has {len(arrays)} arrays and wants {layers} layers")
     except Exception as error:  # json of any kind meets the types of the fields
         raise _no_network(os.fspath(file), error) from error
-    return Recognised(
-        "weights of rpn_jax", config, Dialect("/".join, torch=False), arrays
-    )
+    # What an RPN leaves of a detector.
+    left_out = (r"(params|constants)/box_(head|predictor)/.*",)
+    dialect = Dialect("/".join, torch=False)
+    return Recognised("weights of rpn_jax", config, dialect, arrays, left_out=left_out)
 
 
 def _no_network(name: str, error: Exception) -> ValueError:
@@ -185,7 +189,7 @@ def _fill(
         # What only the pyramid and the head have is to be trained yet, and a network
         # may end before the trunk's last stage.
         trunk = "backbone/bottom_up/" if _has_pyramid(paths) else "backbone/"
-        missing = [path for path in missing if path.startswith(trunk)]
+        missing = [x for x in missing if x.startswith((trunk, "box_head/res5"))]
         stages = {key.split(".")[0] for key in converted.matched}
         unknown = [key for key in unknown if key.split(".")[0] in stages]
     faults = []
@@ -207,7 +211,7 @@ def _fill(
         converted.left_over,
         converted.missing,
         # What was assumed is in the configuration that was not given.
-        found.notes if config is found.config else (),
+        found.notes if config is found.config else _differences(found, config),
     )
     counts = {
         key: np.asarray(found.arrays[key])
@@ -215,6 +219,37 @@ def _fill(
         if key.endswith("num_batches_tracked")
     }
     return Loaded(config, converted.params, report, counts)
+
+
+def _differences(found: Recognised, config: Config) -> tuple[str, ...]:
+    """Say what a trunk learned with and gets otherwise in the network of `config`."""
+    if not found.trunk:
+        return ()
+    theirs, ours = (
+        c if isinstance(c, RPNConfig) else c.rpn for c in (found.config, config)
+    )
+    groups = (
+        (
+            theirs.backbone_options,
+            ours.backbone_options,
+            ("stride_in_1x1", "norm_epsilon"),
+        ),
+        (
+            theirs.convention.image,
+            ours.convention.image,
+            ("color", "range", "mean", "std"),
+        ),
+    )
+    padding = "squeezenet_torchvision"
+    notes = []
+    if theirs.backbone == padding and ours.backbone != padding:
+        notes.append("it learned with torchvision's padding, here it is padded evenly")
+    for theirs, ours, names in groups:
+        for name in names:
+            was, now = getattr(theirs, name), getattr(ours, name)
+            if was != now:
+                notes.append(f"it learned with {name} {was!r}, here that is {now!r}")
+    return tuple(notes)
 
 
 def _has_pyramid(paths: Iterable[Path]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rpn_jax.conventions import TORCHVISION
 from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.models import BackboneOptions
 from rpn_jax.models.resnet import DEPTHS
@@ -189,8 +190,20 @@ def detectron2_trunk(arrays: Arrays) -> Recognised | None:
     if not caffe2 and not resnext:
         # What has been converted from Caffe2 keeps its names; this is torchvision's.
         options = dataclasses.replace(config.backbone_options, stride_in_1x1=False)
-        config = dataclasses.replace(config, backbone_options=options)
-        notes = ("strides are taken to be in the 3 x 3 convolutions, as torchvision's",)
+        image = dataclasses.replace(
+            config.convention.image,
+            color="rgb",
+            mean=(123.675, 116.28, 103.53),
+            std=(58.395, 57.12, 57.375),
+        )
+        convention = dataclasses.replace(config.convention, image=image)
+        config = dataclasses.replace(
+            config, backbone_options=options, convention=convention
+        )
+        notes = (
+            "it is taken to be torchvision's: strides in the 3 x 3 convolutions, RGB "
+            "less ImageNet's mean",
+        )
     dialect = torch_dialect(partial(_detectron2_trunk_name, ""))
     # conv1_b is a bias of zeros in Caffe2's files.
     left_out = (
@@ -213,8 +226,17 @@ def keras_squeezenet(arrays: Arrays) -> Recognised | None:
     def name(path: Path) -> str | None:
         return _below_trunk("/".join(path[1:]))
 
+    # Converted from Caffe's.
+    image = dataclasses.replace(
+        TORCHVISION.image,
+        color="bgr",
+        range=255.0,
+        mean=(103.939, 116.779, 123.68),
+        std=(1.0, 1.0, 1.0),
+    )
+    config = RPNConfig(convention=dataclasses.replace(TORCHVISION, image=image))
     dialect = Dialect(name, torch=False)
-    return Recognised("Keras' SqueezeNet 1.1", RPNConfig(), dialect, arrays, True)
+    return Recognised("Keras' SqueezeNet 1.1", config, dialect, arrays, True)
 
 
 def with_second_stage(
@@ -308,7 +330,12 @@ def _trunk_name(trunk: Callable[[str], str], prefix: str, module: str) -> str | 
 
 
 def _below_trunk(module: str) -> str | None:
-    """Strip what leads to the trunk; None for what lies elsewhere."""
+    """Strip what leads to the trunk; None for what lies elsewhere.
+
+    The second stage of a C4 model is the trunk's last.
+    """
+    if module.startswith("box_head/res5"):
+        return module.removeprefix("box_head/")
     for start in ("backbone/bottom_up/", "backbone/"):
         if module.startswith(start):
             return module.removeprefix(start)

@@ -72,6 +72,20 @@ def test_odd_images_have_a_cell_for_what_is_left(name):
         assert features.shape[1:3] == (-(-65 // stride), -(-97 // stride))
 
 
+def test_only_bottlenecks_dilate():
+    names = [name for name in backbone_names() if name.endswith("dc5")]
+    assert names == ["resnet50_dc5", "resnet101_dc5", "resnext101_32x8d_dc5"]
+
+
+def test_a_squeezenet_pyramid_heeds_its_options():
+    variables, _ = shapes(
+        build("squeezenet_fpn", fpn_norm=True, fpn_top_conv=True), 64, 64
+    )
+    params, constants = variables["params"], variables["constants"]
+    assert set(params) == {"bottom_up", "lateral0", "lateral1", "top0"}
+    assert set(constants) == {"lateral0_norm", "lateral1_norm"}
+
+
 def test_norms_are_constants_and_the_rest_is_trained():
     variables, _ = shapes(build("resnet18_fpn"), 64, 64)
     assert set(variables) == {"params", "constants"}

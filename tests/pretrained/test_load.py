@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import h5py
 import jax
@@ -6,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpn_jax.faster_rcnn import FasterRCNNConfig
+from experiments.configs.bccd import CAFFE
+from rpn_jax.conventions import DETECTRON2
+from rpn_jax.faster_rcnn import FasterRCNNConfig, faster_rcnn
 from rpn_jax.models import make_backbone
 from rpn_jax.pretrained import (
     load,
@@ -18,6 +21,7 @@ from rpn_jax.pretrained import (
 )
 from rpn_jax.pretrained.recognise import recognise
 from rpn_jax.pretrained.trunks import from_caffe2, torchvision_resnet
+from rpn_jax.pretrained.zoo import torchvision_resnet_fpn
 from rpn_jax.rpn import RPNConfig, rpn
 from rpn_jax.training.config import config_to_json
 from tests.pretrained.peer_weights import (
@@ -195,6 +199,10 @@ def test_detectron2s_names_of_torchvisions_trunk(golden):
     theirs = load(state)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, theirs.params)
     assert not loaded.config.backbone_options.stride_in_1x1
+    image, wanted = loaded.config.convention.image, theirs.config.convention.image
+    assert image.color == wanted.color == "rgb"
+    for ours, unit in ((image.mean, wanted.mean), (image.std, wanted.std)):
+        np.testing.assert_allclose(ours, 255 * np.array(unit), rtol=1e-4)
 
 
 def test_imagenet_squeezenet_of_keras_loads(shared_data):
@@ -203,6 +211,7 @@ def test_imagenet_squeezenet_of_keras_loads(shared_data):
         pytest.skip(f"needs {path}")
     loaded = load(path)
     assert loaded.config.backbone == "squeezenet"
+    assert loaded.config.convention.image == CAFFE.image
     assert sum(p.size for p in jax.tree.leaves(loaded.params)) == 722_496
 
 
@@ -251,8 +260,52 @@ def test_own_files_load_whole_or_in_part(tmp_path):
     other = dataclasses.replace(config, sizes=((16.0,),))
     with pytest.raises(ValueError, match="rpn_bbox_pred/kernel wants"):
         load(path, config=other)
-    part = load(path, config=other, parts=["backbone"])
-    assert list(part.params["params"]) == ["backbone"]
+    for parts in (["backbone"], "backbone"):
+        part = load(path, config=other, parts=parts)
+        assert list(part.params["params"]) == ["backbone"]
+
+
+def test_an_own_detector_gives_an_rpn_its_own(tmp_path):
+    first = RPNConfig(backbone="small_resnet", sizes=((16.0,),), head_channels=8)
+    config = FasterRCNNConfig(rpn=first, box_features=8, roi_size=2)
+    params = faster_rcnn(config).init(jax.random.key(0), image_size=(64, 64))
+    path = tmp_path / "weights.npz"
+    save_params_npz(path, params, {"model": config_to_json(config)})
+    loaded = load(path, config=first)
+    assert set(loaded.params["params"]) == {"backbone", "rpn"}
+    assert all("/box_" in name for name in loaded.report.left_over)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        loaded.params["params"],
+        {part: params["params"][part] for part in ("backbone", "rpn")},
+    )
+
+
+def test_a_trunk_fills_the_second_stage_of_a_c4_model(golden):
+    state = from_golden(golden("pretrained_resnet50"))
+    first = model_config("faster_rcnn_R_50_C4")
+    config = FasterRCNNConfig(rpn=first, box_head="res5", roi_size=14)
+    loaded = load(state, config=config)
+    assert set(loaded.params["params"]) == {"backbone", "box_head"}
+    np.testing.assert_array_equal(
+        loaded.params["params"]["box_head"]["res5_0"]["conv1"]["kernel"],
+        state["layer4.0.conv1.weight"].transpose(2, 3, 1, 0),
+    )
+    assert not any("res5" in name for name in loaded.report.missing)
+    del state["layer4.0.conv1.weight"]
+    with pytest.raises(ValueError, match="lacks box_head/res5_0/conv1/kernel"):
+        load(state, config=config)
+
+
+def test_what_a_trunk_learned_with_and_does_not_get_is_said(golden):
+    state = from_golden(golden("pretrained_resnet50"))
+    notes = load(state, config=model_config("rpn_R_50_FPN")).report.notes
+    assert len(notes) == 5
+    assert "it learned with stride_in_1x1 False, here that is True" in notes
+    assert "it learned with color 'rgb', here that is 'bgr'" in notes
+    assert not load(state, config=torchvision_resnet_fpn(50)).report.notes
+    notes = load(small(), config=RPNConfig(backbone="squeezenet")).report.notes
+    assert notes == ("it learned with torchvision's padding, here it is padded evenly",)
 
 
 def test_classifier_and_counts_are_left_out_without_asking(golden):
@@ -345,9 +398,44 @@ def test_a_file_for_torchvision(golden, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
 
 
-def test_torchvision_has_no_such_detector():
-    config = FasterRCNNConfig(rpn=RPNConfig(backbone="vgg16"))
-    with pytest.raises(ValueError, match="not on vgg16"):
+def test_a_detector_without_a_box_of_the_background_gets_one_of_zeros():
+    first = model_config("fasterrcnn_mobilenet_v3_large_fpn")
+    config = FasterRCNNConfig(rpn=first, classes=("a", "b", "c"), box_features=4)
+    init = partial(faster_rcnn(config).init, image_size=(64, 64))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    arrays = torchvision_state_dict(config, params)
+    weight = arrays["roi_heads.box_predictor.bbox_pred.weight"]
+    assert weight.shape == (16, 4) and arrays[
+        "roi_heads.box_predictor.bbox_pred.bias"
+    ].tolist() == 4 * [0.0] + 12 * [1.0]
+    assert not weight[:4].any() and weight[4:].all()
+    found = recognise(arrays)
+    assert found is not None and len(found.config.classes) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (FasterRCNNConfig(rpn=RPNConfig(backbone="vgg16")), "not on vgg16"),
+        (
+            FasterRCNNConfig(rpn=model_config("faster_rcnn_R_50_FPN"), roi_levels=4),
+            "stride_in_1x1 is True here and always False there",
+        ),
+        (
+            FasterRCNNConfig(
+                rpn=dataclasses.replace(
+                    torchvision_resnet_fpn(50), convention=DETECTRON2
+                ),
+                roi_levels=4,
+            ),
+            "anchors.order is 'size_major' here and always 'ratio_major' there",
+        ),
+        (FasterRCNNConfig(rpn=torchvision_resnet_fpn(50)), "roi_levels is 1 here"),
+    ],
+)
+def test_torchvision_has_no_such_detector(config, message):
+    with pytest.raises(ValueError, match=message):
         torchvision_state_dict(config, {})
 
 
