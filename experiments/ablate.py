@@ -36,6 +36,7 @@ from experiments.config import (
     classes_of,
     data_of,
     exit_with,
+    make_folder,
     open_model,
     take_model,
     use_compilation_cache,
@@ -144,6 +145,8 @@ def ablate(
         for n, propose in so_many.items():
             timer(n, propose, *ways[FULL].prepare(image), warm=True)
         progress(images, len(source))
+    if not images:
+        raise UsageError("none of the images can be read")
     results = {
         name: Result(
             jax.device_get(totals[name].summarize()),
@@ -159,6 +162,7 @@ def ablate(
         timer.milliseconds("network"),
         {n: timer.milliseconds(n) for n in shown},
         images,
+        len(source) - images,
         options.pre_nms,
         options.selective_search,
     )
@@ -174,8 +178,8 @@ def each_image(
     """Run the network on each image, by itself, and give its objects.
 
     Yields:
-        The image; its objects in original pixels; and by what to divide boxes to bring
-        them there.
+        Of each image that can be read: the image; its objects in original pixels; and
+        by what to divide boxes to bring them there.
     """
     objects, rows = load_objects(source, options.data.on_bad)
     apply = jax.jit(first_stage(make_network(model)))
@@ -183,6 +187,8 @@ def each_image(
     params, key = jax.device_put(params), jax.random.key(options.seed)
     batches = eval_batches(source, options.data, batch=1)
     for batch in batches:
+        if batch.image_ids[0] < 0:  # it fills up for one that was skipped
+            continue
         outputs = timer("network", apply, params, batch.images, batch.image_sizes)
         anchors, logits, deltas = jax.tree.map(
             lambda x: x[0], outputs._replace(anchors=())
@@ -217,8 +223,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--counts and --pre-nms want numbers of at least 1")
     source = open_source(options.data, "val", classes=classes_of(model.config))
     use_compilation_cache()
+    make_folder(options.out)
     found = ablate(model.config, model.params, source, options)
-    options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "ablation.md"
     text = markdown(found)
     file.write_text(text)

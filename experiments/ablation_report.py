@@ -49,6 +49,7 @@ class Ablation(NamedTuple):
         network: milliseconds an image of the network, without proposals.
         proposals: milliseconds to make so many proposals of its outputs.
         images: how many there were.
+        skipped: how many more cannot be read; nothing of them counts.
         pre_nms: best anchors a level that went on to NMS.
         mode: of selective search.
     """
@@ -59,6 +60,7 @@ class Ablation(NamedTuple):
     network: float
     proposals: dict[int, float]
     images: int
+    skipped: int
     pre_nms: int
     mode: str
 
@@ -95,12 +97,15 @@ def markdown(found: Ablation) -> str:
         "go on to NMS, except as configured. Times are medians over the images; those "
         "of the network's variants start from its outputs.",
     ]
+    if found.skipped:
+        lines[-1] += f" Left out, for they cannot be read: {found.skipped} more."
     for name in FIGURES:
         head = "".join(f"| {n:,} " for n in counts)
         lines += ["", f"## {name}, by proposals an image", ""]
         lines += [f"| {head}| boxes an image | ms |", rule]
         for variant, result in found.results.items():
-            values = "".join(f"| {result.figure(name)[i]:.3f} " for i in columns)
+            figures = [result.figure(name)[i] for i in columns]
+            values = "".join(f"| {x:.3f} " if x >= 0 else "| - " for x in figures)
             tail = f"| {result.boxes:,.0f} | {result.milliseconds:,.1f} |"
             lines.append(f"| {variant} {values}{tail}")
     lines += ["", "## Milliseconds an image, by proposals", ""]
@@ -134,6 +139,7 @@ def as_json(found: Ablation) -> dict[str, Any]:
     """Gather everything that was measured."""
     return {
         "images": found.images,
+        "skipped": found.skipped,
         "counts": found.counts,
         "iou_thresholds": IOU_THRESHOLDS,
         "pre_nms": found.pre_nms,

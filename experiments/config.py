@@ -322,6 +322,18 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder for results, before the work, so that none is lost.
+
+    Raises:
+        UsageError: there is a file in its place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"--out: {error.filename} is no folder") from error
+
+
 def exit_with(main: Callable[[Sequence[str]], int | None]) -> None:
     """Run a script's `main`; what the user can mend is one sentence, exit code 2."""
     try:

@@ -13,6 +13,7 @@ where both are the same. Writes `coverage.json` and `coverage.png` to --out.
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,7 @@ from experiments.config import (
     config_names,
     exit_with,
     load_config,
+    make_folder,
     use_compilation_cache,
 )
 from experiments.data import open_source
@@ -51,6 +53,7 @@ from rpn_jax.analysis import (
     table,
     try_additions,
 )
+from rpn_jax.faster_rcnn import FasterRCNNConfig
 from rpn_jax.rpn import RPNConfig, rpn
 
 MATCHED = 500
@@ -107,16 +110,25 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         raise UsageError(f"--model: {error}") from error
     use_compilation_cache()
-    options.out.mkdir(parents=True, exist_ok=True)
-    results = one_box(options) if options.box or options.image else data_set(options)
+    make_folder(options.out)
+    if options.box or options.image:
+        results = one_box(options)
+    else:
+        detector = isinstance(config.model, FasterRCNNConfig)
+        results = data_set(options, "--model.rpn" if detector else "--model")
     file = options.out / "coverage.json"
     file.write_text(json.dumps(_plain(results), indent=1) + "\n")
     print(f"\nwritten: {file} and {file.with_suffix('.png')}")
     return 0
 
 
-def data_set(options: Options) -> dict[str, Any]:
-    """Look at the objects of a split; return what to write."""
+def data_set(options: Options, prefix: str) -> dict[str, Any]:
+    """Look at the objects of a split; return what to write.
+
+    Args:
+        options: which, and what to look at.
+        prefix: of the options that set the anchors in training.
+    """
     model = options.model
     objects = load_objects(options.data, options.split)
     print(
@@ -134,7 +146,7 @@ def data_set(options: Options) -> dict[str, Any]:
     draw(options.out / "coverage.png", found)
     results = {**summary(found), "matching": matching, "advice": advice}
     if options.design:
-        results["design"] = design(objects, options)
+        results["design"] = design(objects, options, prefix)
     return results
 
 
@@ -189,7 +201,7 @@ def match(found: Found, model: RPNConfig) -> dict[str, Any]:
     return result
 
 
-def design(objects: Objects, options: Options) -> dict[str, Any]:
+def design(objects: Objects, options: Options, prefix: str) -> dict[str, Any]:
     """Propose sizes and ratios; print and return what they gain on other objects."""
     data, model = options.data, options.model
     if data.train == data.val:
@@ -202,6 +214,11 @@ def design(objects: Objects, options: Options) -> dict[str, Any]:
             for split in ("train", "val")
         )
         where = "the split val"
+    if not len(train.boxes) or not len(val.boxes):
+        raise UsageError(
+            f"--design wants objects to learn from and others, in {where}, to measure: "
+            f"there are {len(train.boxes)} and {len(val.boxes)}"
+        )
     print(f"\nDesign from {len(train.boxes):,} objects:", flush=True)
     found = design_anchors(train, model)
     now, then = (measure(val, config) for config in (model, found))
@@ -215,7 +232,7 @@ def design(objects: Objects, options: Options) -> dict[str, Any]:
         f"\nCovered at IoU {now.threshold:g}: {before:.1%} of the objects with the "
         f"anchors as they are, {after:.1%} as designed."
     )
-    flags = command_line(found)
+    flags = command_line(found, prefix)
     print(
         f"\nTo use them, in an RPNConfig:\n\n    sizes={found.sizes},\n"
         f"    ratios={found.ratios},\n\nor with experiments.train:\n\n    {flags}"
@@ -230,13 +247,13 @@ def design(objects: Objects, options: Options) -> dict[str, Any]:
     }
 
 
-def command_line(model: RPNConfig) -> str:
+def command_line(model: RPNConfig, prefix: str) -> str:
     """Write sizes and ratios as options of `experiments.train`."""
     words = [
-        f"--model.sizes.{level} " + " ".join(f"{s:g}" for s in sizes)
+        f"{prefix}.sizes.{level} " + " ".join(f"{s:g}" for s in sizes)
         for level, sizes in enumerate(model.sizes)
     ]
-    words.append("--model.ratios " + " ".join(f"{r:g}" for r in model.ratios))
+    words.append(f"{prefix}.ratios " + " ".join(f"{r:g}" for r in model.ratios))
     return " ".join(words)
 
 
@@ -362,13 +379,24 @@ def draw_places(file: Path, found: Found) -> None:
     """Draw the highest IoU of one box over the places that it may have."""
     figure = Figure(figsize=(6, 5))
     ax = figure.subplots()
-    x, y = (np.unique(at) - at.mean() for at in found.objects.boxes[:, :2].T)
-    ious = found.coverage.iou.reshape(len(y), len(x))
-    mesh = ax.pcolormesh(x, y, ious, cmap="viridis", vmin=0, vmax=1, shading="nearest")
+    side = math.isqrt(len(found.coverage.iou))
+    ious = found.coverage.iou.reshape(side, side)
+    x, y = found.objects.boxes[:side, 0], found.objects.boxes[::side, 1]
+    (left, right), (top, bottom) = _ends(x), _ends(y)
+    extent = left, right, bottom, top
+    mesh = ax.imshow(ious, cmap="viridis", vmin=0, vmax=1, extent=extent)
     figure.colorbar(mesh, ax=ax, label="IoU with the best anchor")
-    ax.set(xlabel="shift to the right, px", ylabel="shift down, px", aspect="equal")
-    ax.invert_yaxis()
+    ax.set(xlabel="shift to the right, px", ylabel="shift down, px")
     figure.savefig(file, dpi=110, bbox_inches="tight")
+
+
+def _ends(places: np.ndarray) -> tuple[float, float]:
+    """Where a row of cells around equally spaced places begins and ends.
+
+    Counted from its middle. A box as long as its image has one place; it gets a pixel.
+    """
+    half = (places[-1] - places[0]) * len(places) / (len(places) - 1) / 2
+    return (-half, half) if half else (-0.5, 0.5)
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,7 @@ from experiments.config import (
     classes_of,
     data_of,
     exit_with,
+    make_folder,
     open_model,
     take_model,
     use_compilation_cache,
@@ -343,6 +344,8 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says; return the exit code."""
     prog = "python -m experiments.evaluate MODEL"
     path = take_model(argv, Options, prog, __doc__)
+    if {"-h", "--help"} & set(argv):  # before the options of hosts alone are parsed
+        take_model(["--help"], Options, prog, __doc__)
     hosts, rest = tyro.cli(HostsOption, args=argv[1:], return_unknown_args=True)
     use_compilation_cache()
     with as_one_of(hosts.hosts):
@@ -361,10 +364,11 @@ def measure(path: Path, argv: Sequence[str], prog: str) -> int:
         raise UsageError("--funnel follows the objects in one process; start one")
     source = open_source(options.data, "val", classes=classes_of(model.config))
     network = make_network(model.config)
+    if jax.process_index() == 0:
+        make_folder(options.out)
     evaluate = Evaluator(network, source, options.data, options.eval, data_mesh())
     result = evaluate(model.params)
     if jax.process_index() == 0:
-        options.out.mkdir(parents=True, exist_ok=True)
         write_results(options.out, result)
         print(f"curves {options.out / 'recall.json'} and {options.out / 'recall.png'}")
         print(f"{len(source)} images\n{table(result)}")

@@ -25,7 +25,13 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.config import UsageError, exit_with, open_model, use_compilation_cache
+from experiments.config import (
+    UsageError,
+    exit_with,
+    make_folder,
+    open_model,
+    use_compilation_cache,
+)
 from rpn_jax import plotting
 from rpn_jax.data import DataError
 from rpn_jax.predict import DEMO, Objects, Prediction, Predictor, decode
@@ -57,6 +63,8 @@ def main(argv: Sequence[str]) -> int:
     start = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
     names, rest = argv[:start], argv[start:]
     options = tyro.cli(Options, args=rest, prog=prog, description=__doc__)
+    if min(options.top, options.draw, options.crops) < 0:
+        raise UsageError("--top, --draw and --crops want numbers of at least 0")
     if len(names) < 2:
         raise UsageError(f"a model and an image are wanted: {prog}")
     files = [file for name in names[1:] for file in list_images(Path(name))]
@@ -67,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         )
     use_compilation_cache()
     predictor = Predictor(open_model(DEMO if names[0] == "demo" else Path(names[0])))
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     broken, seconds = 0, []
     results = result_names(files, crops=options.crops)
     for n, (file, name) in enumerate(zip(files, results, strict=True), 1):
@@ -152,7 +160,8 @@ def write(
     target.with_name(target.name + ".json").write_text(json.dumps(values) + "\n")
     if draw:
         side = 8 / max(height, width)
-        figure = Figure(figsize=(width * side, height * side), layout="constrained")
+        inches = max(width * side, 0.5), max(height * side, 0.5)  # a hair has no room
+        figure = Figure(figsize=inches, layout="constrained")
         ax = figure.subplots()
         if isinstance(found, Objects):
             boxes, scores, _, names = found.best(draw)

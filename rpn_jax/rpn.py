@@ -5,6 +5,7 @@ level or of all), `G` boxes at most an image, `K` proposals an image.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -274,6 +275,8 @@ def _anchors_a_cell(config: RPNConfig) -> int:
                 f"{name} must be a tuple that is not empty (sizes of one level: "
                 f"((32.0, 64.0),)), got {values!r}"
             )
+        if name != "sizes" and not all(0 < value < math.inf for value in values):
+            raise ValueError(f"{name} must be positive and finite, got {values!r}")
     counts = {len(sizes) * len(config.ratios) for sizes in config.sizes}
     if len(config.sizes) != len(config.strides) or len(counts) != 1:
         table = level_table(

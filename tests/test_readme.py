@@ -31,10 +31,15 @@ def test_its_eight_lines_draw_proposals_on_a_picture(tmp_path, monkeypatch):
     code = next(c for kind, c in BLOCKS if kind == "python" and "Predictor" in c)
     assert len([line for line in code.splitlines() if line]) == 8
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(ShapesSource(1, seed=5)[0].image).save("photo.jpg")
+    exif = Image.Exif()
+    exif[274] = 6  # a camera that was held upright
+    pixels = ShapesSource(1, seed=5)[0].image[:192]
+    Image.fromarray(pixels).save("photo.jpg", exif=exif)
     names: dict = {}
     exec(code, names)
+    assert names["image"].size == (192, 256)
     assert len(names["boxes"]) >= 10
+    assert (names["boxes"].max(axis=0) <= (192, 256, 192, 256)).all()
     with Image.open("proposals.png") as picture:
         assert picture.size[0] > 100
 

@@ -339,6 +339,8 @@ def test_normalisation_swaps_colours_scales_and_leaves_padding_zero():
         ({"backbone": "resnet51"}, "backbone must be one of squeezenet"),
         ({"backbone": "squeezenet"}, r"maps of strides \(16,\).*wants \(8, 16\)"),
         ({"sizes": ((16.0,), ())}, r"sizes\[1\] must be a tuple .*got \(\)"),
+        ({"ratios": (1.0, -1.0)}, r"ratios must be positive and finite"),
+        ({"sizes": ((16.0,), (float("nan"),))}, r"sizes\[1\] must be positive"),
         ({"ratios": ()}, r"ratios must be a tuple that is not empty"),
         (
             {"backbone": "squeezenet_fpn", "strides": (32, 64)},

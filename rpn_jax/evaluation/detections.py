@@ -20,7 +20,7 @@ from rpn_jax.evaluation.matching import (
     as_thresholds,
     counted_objects,
 )
-from rpn_jax.ops._checks import as_float, as_groups, as_mask, check_shape
+from rpn_jax.ops._checks import as_groups, as_mask, as_real, check_shape
 from rpn_jax.ops.boxes import (
     corners,
     ioa_of_corners,
@@ -37,7 +37,7 @@ class DetectionMatches(NamedTuple):
     Attributes:
         hit: `[..., R, T, N]` bool, detections that find an object.
         ignored: `[..., R, T, N]` bool, detections that are neither right nor wrong.
-        scores: `[..., N]` float32, 0 where padded.
+        scores: `[..., N]` float32 or float64, 0 where padded.
         labels: `[..., N]` int32, classes of the detections, -1 where padded.
         ranks: `[..., N]` int32, place among the image's detections of that class, 0
             the best; -1 where padded.
@@ -126,7 +126,7 @@ def match_detections(
     overlaps = jnp.where(
         crowd, ioa_of_corners(objects, found), iou_of_corners(found, objects)
     )
-    same = same_class(labels, gt_labels, gt_valid)
+    same = same_class(labels, gt_labels, as_mask(gt_valid, shape, "gt_valid"))
     overlaps = jnp.where(same, overlaps, -1)
     index = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
     counted = counted[:, None]  # [R, 1, G]
@@ -162,7 +162,7 @@ def as_detections(boxes, scores, labels, valid):
     """Check scores, labels and mask of N boxes; padded ones get 0 and -1."""
     shape = boxes.shape[:1]
     valid = as_mask(valid, shape, "valid")
-    scores = check_shape(as_float(scores, "scores"), shape, "scores")
+    scores = check_shape(as_real(scores, "scores"), shape, "scores")
     labels = as_labels(labels, shape, "labels")
     return jnp.where(valid, scores, 0), jnp.where(valid, labels, -1), valid
 

@@ -118,7 +118,8 @@ def precision_metrics(
         size; -1 where there is no object.
 
     Raises:
-        ValueError: the result is not at COCO's thresholds.
+        ValueError: the result is not at COCO's thresholds, or has other numbers of area
+            ranges or detections.
 
     Example:
         >>> from rpn_jax.evaluation import match_detections
@@ -133,6 +134,12 @@ def precision_metrics(
         raise ValueError(
             f"result must be at COCO's {len(IOU_THRESHOLDS)} IoU thresholds, got "
             f"{result.average.shape[1]}"
+        )
+    shape = result.recall.shape[:2]
+    if shape != (len(area_names), len(max_detections)):
+        raise ValueError(
+            f"the result is of {shape[0]} area ranges and {shape[1]} numbers of "
+            f"detections, the names are {tuple(area_names)} and {tuple(max_detections)}"
         )
     metrics = {}
     for r, name in enumerate(area_names):

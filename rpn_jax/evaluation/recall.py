@@ -63,7 +63,16 @@ class RecallTotals(NamedTuple):
         )
 
     def add(self, counts: "RecallTotals") -> "RecallTotals":
-        """Return these totals plus those of one image, or of a batch of images."""
+        """Return these totals plus those of one image, or of a batch of images.
+
+        Raises:
+            ValueError: they were counted with other ranges, counts or thresholds.
+        """
+        if counts.hits.shape[-3:] != self.hits.shape:
+            raise ValueError(
+                f"counts must be [R, K, T] = {self.hits.shape} at the end as these "
+                f"totals are, got {counts.hits.shape}; see RecallTotals.zeros"
+            )
         hits = counts.hits.reshape(-1, *self.hits.shape)
         objects = counts.objects.reshape(-1, *self.objects.shape)
         return RecallTotals(
@@ -234,12 +243,21 @@ def recall_metrics(
         Where fewer proposals an image were kept, say 300, `AR@1000` is the recall of
         those 300.
 
+    Raises:
+        ValueError: the result has other numbers of area ranges or proposals.
+
     Example:
         >>> box, yes = jnp.array([[[0.0, 0.0, 10.0, 10.0]]]), jnp.array([[True]])
         >>> recall_metrics(average_recall(box, yes, box, yes))["AR@100_small"]
         1.0
     """
     average, recall = np.asarray(result.average), np.asarray(result.recall)
+    if average.shape != (len(area_names), len(max_proposals)):
+        raise ValueError(
+            f"the result is of {average.shape[0]} area ranges and {average.shape[1]} "
+            f"numbers of proposals, the names are {tuple(area_names)} and "
+            f"{tuple(max_proposals)}"
+        )
     metrics = {}
     for r, name in enumerate(area_names):
         suffix = "" if name == "all" else f"_{name}"

@@ -102,7 +102,7 @@ def match_voc_detections(
     scores, labels, valid = as_detections(boxes, scores, labels, valid)
     shape = gt_boxes.shape[:1]
     gt_labels = as_labels(gt_labels, shape, "gt_labels")
-    counted = as_mask(gt_valid, shape, "gt_valid")
+    gt_valid = counted = as_mask(gt_valid, shape, "gt_valid")
     counted &= True if gt_ignore is None else ~as_mask(gt_ignore, shape, "gt_ignore")
     cut = as_thresholds(iou_thresholds, boxes.dtype)[:, None, None]
 

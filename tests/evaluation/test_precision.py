@@ -13,6 +13,7 @@ from rpn_jax.evaluation import (
     MAX_DETECTIONS,
     average_precision,
     match_detections,
+    match_voc_detections,
     precision_metrics,
 )
 from tests import strategies
@@ -255,6 +256,29 @@ def test_equals_pycocotools_on_integer_boxes_with_ties(seed):
 def test_equals_pycocotools_with_few_detections_an_image():
     result, _ = assert_equals_pycocotools(*scene(5), most=(1, 3, 10))
     assert (np.diff(result.recall[0], axis=0) > 0).any(axis=(1, 2)).all()
+
+
+def test_figures_of_other_numbers_are_refused():
+    box, yes = np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([True])
+    one, label = np.ones(1), np.array([0])
+    found = match_detections(box, one, label, yes, box, label, yes)
+    few = average_precision(found, num_classes=1, max_detections=[100])
+    with pytest.raises(ValueError, match="4 area ranges and 1 numbers of detections"):
+        precision_metrics(few)
+    assert precision_metrics(few, max_detections=[100])["AP"] == 1.0
+
+
+def test_scores_that_differ_in_float64_alone_are_no_ties():
+    boxes = np.array([[20.0, 0, 30, 10], [0, 0, 10, 10]])
+    labels, yes = np.zeros(2, int), np.ones(2, bool)
+    with jax.enable_x64(True):
+        for match in (match_detections, match_voc_detections):
+            scores = np.array([0.5, 0.5 + 1e-9])
+            found = match(
+                boxes, scores, labels, yes, boxes[1:], labels[1:], np.array([True])
+            )
+            assert found.scores.dtype == np.float64
+            assert found.ranks.tolist() == [1, 0]
 
 
 def test_equals_pycocotools_in_float64():

@@ -276,6 +276,23 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_figures_of_other_numbers_are_refused():
+    box, yes = jnp.array([[[0.0, 0.0, 10.0, 10.0]]]), jnp.array([[True]])
+    few = average_recall(box, yes, box, yes, max_proposals=[10, 100])
+    with pytest.raises(ValueError, match="4 area ranges and 2 numbers of proposals"):
+        recall_metrics(few)
+    assert recall_metrics(few, max_proposals=[10, 100])["AR@10"] == 1.0
+    counts = matched_recall(box[0], yes[0], box[0], yes[0], max_proposals=[10, 100])
+    with pytest.raises(ValueError, match=r"\(4, 5, 10\) at the end .*\(4, 2, 10\)"):
+        RecallTotals.zeros().add(counts)
+    # As many numbers as in two images of the totals' kind.
+    twice = matched_recall(
+        box[0], yes[0], box[0], yes[0], max_proposals=list(range(1, 11))
+    )
+    with pytest.raises(ValueError, match=r"got \(4, 10, 10\)"):
+        RecallTotals.zeros().add(twice)
+
+
 def test_jit_equals_eager(scenes):
     equal(average_recall(*scenes), jit_average_recall(*scenes))
 

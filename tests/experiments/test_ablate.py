@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 import types
 from typing import cast
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ablate, ablation_report, evaluate, funnel, variants
+from experiments import ablate, ablation_report, evaluate, funnel, prepare, variants
 from experiments.config import DataConfig, UsageError, load_config
 from experiments.variants import AS_IS, FULL, SEARCH, Image, parts_of_cells
 from rpn_jax import box_iou
@@ -127,6 +128,41 @@ def test_without_opencv_selective_search_is_left_out(
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert SEARCH not in result["variants"] and result["crossings"] is None
     assert "selective search" not in (tmp_path / "ablation.md").read_text()
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(weights, tmp_path):
+    run = "shapes coco --data.train 1 --data.val 3 --out".split()
+    prepare.main([*run, str(tmp_path)])
+    out, images = tmp_path / "out", sorted((tmp_path / "val").rglob("*.png"))
+    assert len(images) == 3
+    data = "--data.kind coco --data.val val/annotations.json --data.on-bad skip".split()
+    argv = [str(weights), *data, "--data.root", str(tmp_path), "--out", str(out)]
+    argv += ["--counts", "5", "--pre-nms", str(PRE), "--selective-search", "off"]
+    images[0].write_bytes(b"no image")
+    assert ablate.main(argv) == 0
+    result = json.loads((out / "ablation.json").read_text())
+    assert (result["images"], result["skipped"]) == (2, 1)
+    assert "cannot be read: 1 more" in (out / "ablation.md").read_text()
+    for image in images:
+        image.write_bytes(b"no image")
+    with pytest.raises(UsageError, match="none of the images can be read"):
+        ablate.main(argv)
+
+
+def test_a_file_in_the_place_of_the_results_is_named_before_the_work(weights, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for main in (ablate.main, evaluate.main):
+        with pytest.raises(UsageError, match="--out: .*file is no folder"):
+            main([str(weights), "--out", str(file)])
+
+
+def test_help_after_the_model_tells_every_option(weights, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([str(weights), "--help"])
+    assert {"--funnel", "--data.val", "--hosts.count"} <= set(
+        re.findall(r"--[\w.-]+", capsys.readouterr().out)
+    )
 
 
 def test_what_is_asked_for_wrongly_is_said(weights):

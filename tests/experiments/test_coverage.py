@@ -9,6 +9,7 @@ from experiments import coverage
 from experiments.config import UsageError, parse_config
 from experiments.progress import Progress
 from rpn_jax.data import DataError
+from rpn_jax.rpn import RPNConfig
 
 # A small network, so that its maps are traced at once.
 MODEL = (
@@ -92,6 +93,23 @@ def test_designed_anchors_are_measured_on_the_other_split(annotations, run):
     assert f"sizes={model.sizes},\n    ratios={model.ratios}," in text
 
 
+def test_designed_anchors_of_a_detector_are_set_where_its_rpn_has_them():
+    assert coverage.command_line(RPNConfig(), "--model.rpn") == (
+        "--model.rpn.sizes.0 128 256 512 --model.rpn.ratios 0.5 1 2"
+    )
+    line = "--model.rpn.sizes.0 20 30 40 50 --model.rpn.ratios 0.5 1 2"
+    found = parse_config(["bccd_faster_rcnn", *line.split()])
+    assert found.rpn.sizes == ((20.0, 30.0, 40.0, 50.0),)
+
+
+def test_design_wants_objects_to_learn_from_and_others(annotations, run):
+    annotations("train.json", (28, 34), number=4)
+    with pytest.raises(
+        UsageError, match="every fifth image, to measure: there are 4 an"
+    ):
+        run("--design", "--data.val", "train.json")
+
+
 def test_a_fifth_is_held_out_where_there_is_one_split(annotations, run):
     annotations("train.json", (28, 34))
     _, result = run("--design", "--data.val", "train.json")
@@ -118,6 +136,14 @@ def test_one_hypothetical_box(run):
     assert "needs smaller anchors" not in text
 
 
+@pytest.mark.parametrize("box", ["128x30", "20x96", "128x96"])
+def test_a_box_as_long_as_its_image_has_one_place_there(run, box):
+    _, result = run("--box", box, "--image", "128x96")
+    iou = result["iou"]
+    assert iou["worst"] - 1e-6 <= iou["mean"] <= iou["best"] + 1e-6
+    assert box != "128x96" or iou["worst"] == iou["best"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +152,8 @@ def test_one_hypothetical_box(run):
         (["--box", "12x30", "--image", "9x9", "--design"], "without --design"),
         (["--box", "12", "--image", "99x99"], "--box 12: WIDTHxHEIGHT is wanted"),
         (["--box", "12x3.5", "--image", "99x99"], "--box 12x3.5: WIDTHxHEIGHT"),
+        (["--model.ratios", "-1"], "--model: ratios must be positive"),
+        (["--out", "pyproject.toml"], "--out: pyproject.toml is no folder"),
         (["--model.strides", "16", "8"], "--model: every level needs its sizes"),
         (["--data.train", "nowhere.json"], "nowhere.json does not exist"),
     ],

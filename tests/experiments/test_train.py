@@ -453,7 +453,18 @@ def test_propose_names_a_broken_image_and_goes_on(finished, tmp_path, capsys):
     assert last == "1 of 3 images could not be read"
 
 
+def test_propose_draws_an_image_of_one_row(finished, tmp_path):
+    Image.fromarray(np.zeros((1, 3000, 3), np.uint8)).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert (
+        propose.main([str(finished), str(tmp_path / "a.png"), "--out", str(out)]) == 0
+    )
+    assert (out / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_propose_says_what_is_missing(finished, tmp_path):
+    with pytest.raises(UsageError, match="at least 0"):
+        propose.main([str(finished), "a.png", "--crops", "-1"])
     for arguments, message in [
         ([str(finished)], "a model and an image are wanted"),
         ([str(finished), str(tmp_path / "no.jpg")], "there is no such file"),
