@@ -11,8 +11,8 @@ The recipe was run in torchvision too, where it gave AR 0.347 / 0.623 / 0.643 at
 0.344 / 0.622 / 0.644 and 0.988 (likewise). With the anchors that `python -m
 experiments.coverage bccd --design` proposes (`--model.sizes.0 26.9 57.5 69.6 123
 --model.ratios 0.72 0.999 1.35`), seed 0: 0.356 / 0.626 / 0.650 and 0.991; with
-`--model.convention.loss.box-weight 5` too: 0.372 / 0.637 / 0.665 and 0.993 (means of two
-seeds).
+`--model.convention.loss.box-weight 5` too: 0.372 / 0.637 / 0.665 and 0.993 (means of
+two seeds).
 """
 
 import dataclasses
