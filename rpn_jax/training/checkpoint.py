@@ -79,12 +79,12 @@ class Checkpoints:
         """Remove what a kill left.
 
         Orbax would do so in a thread that its `close` does not wait for, and which then
-        finds gone what the next one to open the folder has removed.
+        finds gone what the next one to open the folder has removed. The other processes
+        need not wait: what is saved begins with the first one.
         """
         if jax.process_index() == 0:
             for half in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half)
-        multihost_utils.sync_global_devices("what a kill left is removed")
 
     @property
     def last(self) -> int | None:
