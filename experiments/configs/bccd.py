@@ -19,19 +19,14 @@ import dataclasses
 
 from experiments.config import DataConfig, TrainConfig
 from rpn_jax.conventions import TORCHVISION
+from rpn_jax.pretrained.zoo import CAFFE_IMAGE
 from rpn_jax.rpn import RPNConfig
 
 # Caffe's input, which the published SqueezeNet weights were trained on, and how many
 # proposals each image gets.
 CAFFE = dataclasses.replace(
     TORCHVISION,
-    image=dataclasses.replace(
-        TORCHVISION.image,
-        color="bgr",
-        range=255.0,
-        mean=(103.939, 116.779, 123.68),
-        std=(1.0, 1.0, 1.0),
-    ),
+    image=CAFFE_IMAGE,
     proposals=dataclasses.replace(
         TORCHVISION.proposals,
         train_pre_nms=2000,

@@ -16,6 +16,7 @@ from rpn_jax.pretrained import trunks
 from rpn_jax.pretrained.coco import class_names
 from rpn_jax.pretrained.convert import Dialect, Path, torch_dialect
 from rpn_jax.pretrained.zoo import (
+    CAFFE_IMAGE,
     detectron2_resnet,
     torchvision_mobilenet_fpn,
     torchvision_resnet_fpn,
@@ -226,15 +227,8 @@ def keras_squeezenet(arrays: Arrays) -> Recognised | None:
     def name(path: Path) -> str | None:
         return _below_trunk("/".join(path[1:]))
 
-    # Converted from Caffe's.
-    image = dataclasses.replace(
-        TORCHVISION.image,
-        color="bgr",
-        range=255.0,
-        mean=(103.939, 116.779, 123.68),
-        std=(1.0, 1.0, 1.0),
-    )
-    config = RPNConfig(convention=dataclasses.replace(TORCHVISION, image=image))
+    convention = dataclasses.replace(TORCHVISION, image=CAFFE_IMAGE)
+    config = RPNConfig(convention=convention)
     dialect = Dialect(name, torch=False)
     return Recognised("Keras' SqueezeNet 1.1", config, dialect, arrays, True)
 

@@ -10,6 +10,16 @@ PYRAMID = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
 ONE_LEVEL = ((32.0, 64.0, 128.0, 256.0, 512.0),)
 
 
+CAFFE_IMAGE = dataclasses.replace(
+    TORCHVISION.image,
+    color="bgr",
+    range=255.0,
+    mean=(103.939, 116.779, 123.68),
+    std=(1.0, 1.0, 1.0),
+)
+"""Input of networks converted from Caffe, Keras' SqueezeNet among them."""
+
+
 def torchvision_resnet_fpn(
     depth: int, *, resnext: bool = False, v2: bool = False, norm_epsilon: float = 1e-5
 ) -> RPNConfig:
