@@ -15,6 +15,9 @@ FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 25
 FIRES += ((64, 256),)
 """(squeeze, expand) channels of fire2 to fire9; a fire returns 2 x expand channels."""
 
+STRIDES = {3: 4, 5: 8, 9: 16}
+"""Stride of the maps that can be returned, by number of the fire."""
+
 
 class Fire(nn.Module):
     """Squeeze to few channels by 1 x 1, expand by 1 x 1 and 3 x 3 side by side."""
@@ -32,15 +35,12 @@ class Fire(nn.Module):
         return nn.relu(jnp.concatenate([one, three], axis=-1))
 
 
-STRIDES = {3: 4, 5: 8, 9: 16}
-"""Stride of the maps that can be returned, by number of the fire."""
-
-
 class SqueezeNet(nn.Module):
     """SqueezeNet 1.1 up to fire9, whose map has 512 channels at stride 16.
 
     Attributes:
-        strides: Of the maps to return: 4 (fire3, 128 channels), 8 (fire5, 256) or 16.
+        strides: Of the maps to return: 4 (fire3, 128 channels), 8 (fire5, 256) or 16;
+            nothing after the last of them is built.
         padding: "same" pads conv1 and the pools by 1 on all sides, so that a side of
             384 px gives 24 cells; "torchvision" pads nothing and rounds the pools'
             output sizes up, as its `squeezenet1_1` does (384 px give 23 cells).
@@ -78,6 +78,8 @@ class SqueezeNet(nn.Module):
             x = Fire(squeeze, expand, dtype=self.dtype, name=f"fire{number}")(x)
             if number in STRIDES:
                 maps[STRIDES[number]] = widen(x)
+            if STRIDES.get(number) == max(self.strides):
+                break
             if number in (3, 5):
                 x = _pool(x, same)
         return tuple(maps[stride] for stride in self.strides)

@@ -15,6 +15,16 @@ from rpn_jax.pretrained.convert import torch_dialect
 from rpn_jax.pretrained.files import write_safetensors
 from rpn_jax.pretrained.recognise import torchvision_name
 
+_WITHOUT_CHOICE = {
+    "anchors": ("order", "rounding", "offset", "stride"),
+    "coding": ("weights", "max_log_scale"),
+    "loss": ("objectness",),
+    "proposals": ("filter_first", "inclusive"),
+    "roi": ("pooling", "aligned", "level_rule", "background", "inclusive"),
+    "image": ("color", "range"),
+}
+"""Fields of a convention that torchvision's classes have no option for."""
+
 
 def torchvision_state_dict(
     config: FasterRCNNConfig,
@@ -117,7 +127,7 @@ def _check_rules(config: FasterRCNNConfig) -> None:
         ("roi_levels", config.roi_levels, levels),
         ("stride_in_1x1", in_1x1, False),
     ]
-    for group, names in _FIXED.items():
+    for group, names in _WITHOUT_CHOICE.items():
         ours, theirs = (getattr(c, group) for c in (config.convention, TORCHVISION))
         rules += [(f"{group}.{n}", getattr(ours, n), getattr(theirs, n)) for n in names]
     for name, ours, theirs in rules:
@@ -126,13 +136,3 @@ def _check_rules(config: FasterRCNNConfig) -> None:
                 f"torchvision has no such detector: {name} is {ours!r} here and always "
                 f"{theirs!r} there"
             )
-
-
-_FIXED = {
-    "anchors": ("order", "rounding", "offset", "stride"),
-    "coding": ("weights", "max_log_scale"),
-    "loss": ("objectness",),
-    "proposals": ("filter_first", "inclusive"),
-    "roi": ("pooling", "aligned", "level_rule", "background", "inclusive"),
-    "image": ("color", "range"),
-}

@@ -225,31 +225,27 @@ def _differences(found: Recognised, config: Config) -> tuple[str, ...]:
     """Say what a trunk learned with and gets otherwise in the network of `config`."""
     if not found.trunk:
         return ()
-    theirs, ours = (
-        c if isinstance(c, RPNConfig) else c.rpn for c in (found.config, config)
+    theirs, ours = _surroundings(found.config), _surroundings(config)
+    return tuple(
+        f"it learned with {name} {was!r}, here that is {ours[name]!r}"
+        for name, was in theirs.items()
+        if was != ours[name]
     )
-    groups = (
-        (
-            theirs.backbone_options,
-            ours.backbone_options,
-            ("stride_in_1x1", "norm_epsilon"),
-        ),
-        (
-            theirs.convention.image,
-            ours.convention.image,
-            ("color", "range", "mean", "std"),
-        ),
-    )
-    padding = "squeezenet_torchvision"
-    notes = []
-    if theirs.backbone == padding and ours.backbone != padding:
-        notes.append("it learned with torchvision's padding, here it is padded evenly")
-    for theirs, ours, names in groups:
-        for name in names:
-            was, now = getattr(theirs, name), getattr(ours, name)
-            if was != now:
-                notes.append(f"it learned with {name} {was!r}, here that is {now!r}")
-    return tuple(notes)
+
+
+def _surroundings(config: Config) -> dict[str, Any]:
+    """What a trunk's weights depend on and do not hold."""
+    rpn = config if isinstance(config, RPNConfig) else config.rpn
+    options, image = rpn.backbone_options, rpn.convention.image
+    return {
+        "padding": "ceil" if rpn.backbone == "squeezenet_torchvision" else "same",
+        "stride_in_1x1": options.stride_in_1x1,
+        "norm_epsilon": options.norm_epsilon,
+        "color": image.color,
+        "range": image.range,
+        "mean": image.mean,
+        "std": image.std,
+    }
 
 
 def _has_pyramid(paths: Iterable[Path]) -> bool:

@@ -43,6 +43,8 @@ def test_squeezenet_gives_the_maps_that_its_strides_name(getkey):
     maps = SqueezeNet(strides=(4, 8, 16)).apply(params, x)
     assert [m.shape for m in maps] == [(1, 8, 8, 128), (1, 4, 4, 256), (1, 2, 2, 512)]
     np.testing.assert_array_equal(maps[-1], deepest[0])
+    fine = jax.eval_shape(SqueezeNet(strides=(8,)).init, getkey(), x)["params"]
+    assert "fire5" in fine and "fire6" not in fine
     with pytest.raises(ValueError, match=r"among \(4, 8, 16\), got \(8, 32\)"):
         SqueezeNet(strides=(8, 32)).apply(params, x)
 

@@ -305,7 +305,7 @@ def test_what_a_trunk_learned_with_and_does_not_get_is_said(golden):
     assert "it learned with color 'rgb', here that is 'bgr'" in notes
     assert not load(state, config=torchvision_resnet_fpn(50)).report.notes
     notes = load(small(), config=RPNConfig(backbone="squeezenet")).report.notes
-    assert notes == ("it learned with torchvision's padding, here it is padded evenly",)
+    assert notes == ("it learned with padding 'ceil', here that is 'same'",)
 
 
 def test_classifier_and_counts_are_left_out_without_asking(golden):
