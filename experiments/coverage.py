@@ -13,14 +13,12 @@ where both are the same. Writes `coverage.json` and `coverage.png` to --out.
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 from experiments.config import (
     DataConfig,
@@ -31,24 +29,26 @@ from experiments.config import (
     make_folder,
     use_compilation_cache,
 )
+from experiments.coverage_report import (
+    Found,
+    as_json,
+    describe,
+    draw,
+    draw_places,
+    summary,
+)
 from experiments.data import open_source
 from experiments.progress import Progress
-from rpn_jax import plotting
 from rpn_jax.analysis import (
     LEGEND,
-    THRESHOLDS,
-    Coverage,
-    Layout,
     Objects,
     advise,
     anchor_layout,
     cover,
     design_anchors,
     groups,
-    heat_map,
     matched_positives,
     read_objects,
-    shares,
     shifted_objects,
     table,
     try_additions,
@@ -83,16 +83,6 @@ class Options:
     out: Path = Path("coverage")
 
 
-class Found(NamedTuple):
-    """What anchors there are for some objects."""
-
-    objects: Objects
-    layout: Layout
-    coverage: Coverage
-    groups: dict[str, dict[str, np.ndarray]]
-    threshold: float
-
-
 def main(argv: Sequence[str]) -> int:
     """Measure coverage as the command line says; return the exit code."""
     prog = "python -m experiments.coverage CONFIG"
@@ -117,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         detector = isinstance(config.model, FasterRCNNConfig)
         results = data_set(options, "--model.rpn" if detector else "--model")
     file = options.out / "coverage.json"
-    file.write_text(json.dumps(_plain(results), indent=1) + "\n")
+    file.write_text(json.dumps(as_json(results), indent=1) + "\n")
     print(f"\nwritten: {file} and {file.with_suffix('.png')}")
     return 0
 
@@ -257,16 +247,6 @@ def command_line(model: RPNConfig, prefix: str) -> str:
     return " ".join(words)
 
 
-def describe(model: RPNConfig) -> str:
-    """Say what anchors a network has."""
-    ratios = ", ".join(f"{r:g}" for r in model.ratios)
-    return "\n".join(
-        f"stride {stride}: sizes {', '.join(f'{s:g}' for s in sizes)} px, "
-        f"height / width {ratios}"
-        for stride, sizes in zip(model.strides, model.sizes, strict=True)
-    )
-
-
 def one_box(options: Options) -> dict[str, Any]:
     """Look at one hypothetical object at many places; return what to write."""
     if not (options.box and options.image) or options.design:
@@ -312,102 +292,6 @@ def _size(text: str, option: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"{option} {text}: WIDTHxHEIGHT is wanted, such as 12x30")
     return int(height), int(width)
-
-
-def summary(found: Found) -> dict[str, Any]:
-    """Gather what tables and pictures show."""
-    coverage, level = found.coverage, found.layout.level
-    positives = coverage.positives.sum(axis=1)
-    values = {**coverage._asdict(), "lost": coverage.lost, "positives": positives}
-    heat = {
-        name: heat_map(found.objects, values[name])
-        for name in ("iou", "covered", "saved", "lost", "positives")
-    }
-    any_heat, edges = heat["iou"], np.linspace(0, 1, 21)
-    return {
-        "covered_from_iou": found.threshold,
-        "iou_thresholds": THRESHOLDS,
-        "groups": {
-            title: {
-                name: shares(coverage, group, found.threshold)._asdict()
-                for name, group in rows.items()
-            }
-            for title, rows in found.groups.items()
-        },
-        "positives_by_level": [
-            coverage.positives[:, level == i].sum(axis=1).mean()
-            for i in np.unique(level)
-        ],
-        "iou_histogram": {
-            "edges": edges,
-            "objects": np.histogram(coverage.iou, edges)[0],
-        },
-        "heat_map": {
-            "sizes": any_heat.sizes,
-            "ratios": any_heat.ratios,
-            "objects": any_heat.objects,
-            "means": {name: one.mean for name, one in heat.items()},
-        },
-    }
-
-
-def draw(file: Path, found: Found) -> None:
-    """Draw the share covered by size and ratio, and the distribution of best IoU."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    plotting.plot_coverage(
-        *heat_map(found.objects, found.coverage.covered),
-        anchors=found.layout.cells,
-        label=f"share with an anchor at IoU {found.threshold:g}",
-        ax=left,
-    )
-    at = np.linspace(0, 1, 101).tolist()
-    iou, sizes = found.coverage.iou, next(iter(found.groups.values()))
-    curves = {
-        f"{name} ({group.sum():,})": [float((iou[group] >= t).mean()) for t in at]
-        for name, group in sizes.items()
-        if group.any()
-    }
-    plotting.plot_recall(at, curves, ax=right)
-    right.set(xlabel="IoU with the best anchor", ylabel="share that reaches it")
-    right.axvline(found.threshold, color="black", linewidth=1, linestyle=":")
-    right.legend(framealpha=0.9, edgecolor="none")  # the line is behind it
-    figure.savefig(file, dpi=110)
-
-
-def draw_places(file: Path, found: Found) -> None:
-    """Draw the highest IoU of one box over the places that it may have."""
-    figure = Figure(figsize=(6, 5))
-    ax = figure.subplots()
-    side = math.isqrt(len(found.coverage.iou))
-    ious = found.coverage.iou.reshape(side, side)
-    x, y = found.objects.boxes[:side, 0], found.objects.boxes[::side, 1]
-    (left, right), (top, bottom) = _ends(x), _ends(y)
-    extent = left, right, bottom, top
-    mesh = ax.imshow(ious, cmap="viridis", vmin=0, vmax=1, extent=extent)
-    figure.colorbar(mesh, ax=ax, label="IoU with the best anchor")
-    ax.set(xlabel="shift to the right, px", ylabel="shift down, px")
-    figure.savefig(file, dpi=110, bbox_inches="tight")
-
-
-def _ends(places: np.ndarray) -> tuple[float, float]:
-    """Where a row of cells around equally spaced places begins and ends.
-
-    Counted from its middle. A box as long as its image has one place; it gets a pixel.
-    """
-    half = (places[-1] - places[0]) * len(places) / (len(places) - 1) / 2
-    return (-half, half) if half else (-0.5, 0.5)
-
-
-def _plain(value: Any) -> Any:
-    """Turn arrays, tuples and NaN into what JSON knows."""
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 if __name__ == "__main__":
