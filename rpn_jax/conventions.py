@@ -150,8 +150,9 @@ class RoIConvention(Checked):
         aligned: of `roi_align`.
         level_rule: of `assign_levels`: "torchvision" or "detectron2".
         box_init: initial weights of the fully connected layers, of n inputs:
-            "torchvision" U(+-1 / sqrt(n)); "detectron2" U(+-sqrt(3 / n)), but
-            N(0, 0.01) for class scores and N(0, 0.001) for deltas. Biases start at 0.
+            "torchvision" U(+-1 / sqrt(n)), biases too; "detectron2"
+            U(+-sqrt(3 / n)), but N(0, 0.01) for class scores and N(0, 0.001) for
+            deltas, biases 0.
         iou_threshold: IoU with an object from which a RoI is of its class.
         sample_size: RoIs an image that are trained on.
         positive_fraction: the most that RoIs on objects may take of them.

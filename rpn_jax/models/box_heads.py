@@ -4,6 +4,8 @@ R RoIs, P x Q bins, C channels.
 """
 
 import math
+from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,17 +18,29 @@ from rpn_jax.models.norm import FrozenBatchNorm
 from rpn_jax.models.resnet import ResidualBlock, ResNet
 
 
+class Init(NamedTuple):
+    """Initial weights of a fully connected layer of n inputs.
+
+    Attributes:
+        kernel: How it is drawn.
+        bias: Drawn from U(+-bias / sqrt(n)).
+    """
+
+    kernel: nn.initializers.Initializer
+    bias: float = 0.0
+
+
 def _uniform(gain: float) -> nn.initializers.Initializer:
     """Draw from U(+-gain / sqrt(n)), n inputs."""
     return nn.initializers.variance_scaling(gain**2 / 3, "fan_in", "uniform")
 
 
-_torch, _xavier = _uniform(1.0), _uniform(math.sqrt(3))
+_torch, _xavier = Init(_uniform(1.0), bias=1.0), Init(_uniform(math.sqrt(3)))
 _normal = nn.initializers.normal
 # Of hidden layers, class scores and deltas.
 _INITS = {
     "torchvision": (_torch, _torch, _torch),
-    "detectron2": (_xavier, _normal(0.01), _normal(0.001)),
+    "detectron2": (_xavier, Init(_normal(0.01)), Init(_normal(0.001))),
 }
 
 
@@ -35,20 +49,21 @@ class Dense(nn.Module):
 
     The kernel of the first kind is stored `[P, Q, C, features]`, as of a convolution
     that covers the whole map: that is how torch's flattened channels come out right.
-    Biases start at 0.
     """
 
     features: int
-    kernel_init: nn.initializers.Initializer
+    init_weights: Init
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[R, ...]` to `[R, features]` in the compute dtype."""
         shape = (*x.shape[1:], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = self.param("kernel", self.init_weights.kernel, shape, jnp.float32)
         x = x.reshape(x.shape[0], -1).astype(self.dtype)
+        limit = self.init_weights.bias / math.sqrt(x.shape[1])
+        draw = partial(jax.random.uniform, minval=-limit, maxval=limit)
+        bias = self.param("bias", draw, (self.features,), jnp.float32)
         kernel = kernel.reshape(-1, self.features).astype(self.dtype)
         return x @ kernel + bias[None].astype(self.dtype)
 
@@ -146,8 +161,8 @@ class BoxPredictor(nn.Module):
         """Map `[R, features]` to scores `[R, scores]` and deltas `[R, boxes, 4]`."""
         _, for_scores, for_deltas = _INITS[self.box_init]
 
-        def predict(features: int, kernel_init, name: str) -> jax.Array:
-            return widen(Dense(features, kernel_init, self.dtype, name=name)(x))
+        def predict(features: int, init: Init, name: str) -> jax.Array:
+            return widen(Dense(features, init, self.dtype, name=name)(x))
 
         scores = predict(self.scores, for_scores, "cls_score")
         deltas = predict(4 * self.boxes, for_deltas, "bbox_pred")

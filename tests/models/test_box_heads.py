@@ -7,15 +7,17 @@ from rpn_jax.conventions import get_convention
 from rpn_jax.models import BoxPredictor, ConvFC, TwoFC
 
 
-def initial_kernels(init, key):
-    """Return name -> kernel and number of inputs, after a check of the biases."""
+def initial_layers(init, key):
+    """Return name -> kernel, bias and number of inputs."""
     pooled, hidden = jnp.zeros((1, 3, 3, 8)), jnp.zeros((1, 64))
     layers = TwoFC(64, box_init=init).init(key, pooled)["params"]
     layers |= ConvFC(1, 64, box_init=init).init(key, pooled)["params"]
     layers |= BoxPredictor(40, 30, box_init=init).init(key, hidden)["params"]
     inputs = {"fc6": 72, "fc7": 64, "fc": 72, "cls_score": 64, "bbox_pred": 64}
-    assert not any(layers[name]["bias"].any() for name in inputs)
-    return {name: (layers[name]["kernel"], n) for name, n in inputs.items()}
+    return {
+        name: (layers[name]["kernel"], layers[name]["bias"], n)
+        for name, n in inputs.items()
+    }
 
 
 def check_uniform(kernel, bound):
@@ -26,17 +28,21 @@ def check_uniform(kernel, bound):
 
 
 def test_as_in_torchvision_layers_start_as_torch_starts_them(getkey):
-    for kernel, inputs in initial_kernels("torchvision", getkey()).values():
+    biases = []
+    for kernel, bias, inputs in initial_layers("torchvision", getkey()).values():
         check_uniform(kernel, 1 / np.sqrt(inputs))
+        biases.append(bias * np.sqrt(inputs))
+    check_uniform(np.concatenate(biases), 1)
 
 
 def test_as_in_detectron2_the_predictor_starts_close_to_zero(getkey):
-    kernels = initial_kernels("detectron2", getkey())
+    layers = initial_layers("detectron2", getkey())
+    assert not any(bias.any() for _, bias, _ in layers.values())
     for name in ("fc6", "fc7", "fc"):
-        kernel, inputs = kernels[name]
+        kernel, _, inputs = layers[name]
         check_uniform(kernel, np.sqrt(3 / inputs))
     for name, std in (("cls_score", 0.01), ("bbox_pred", 0.001)):
-        kernel, _ = kernels[name]
+        kernel, *_ = layers[name]
         assert np.std(kernel) == pytest.approx(std, rel=0.1)
         assert np.abs(kernel).max() > 2 * std  # no uniform draw reaches that
 
@@ -51,14 +57,12 @@ def test_a_layer_on_maps_is_one_on_vectors_with_channels_first(getkey):
     pooled = jax.random.normal(getkey(), (5, 3, 2, 4))
     head = TwoFC(6)
     params = head.init(getkey(), pooled)
-    flat = {
-        name: np.asarray(layer["kernel"]) for name, layer in params["params"].items()
-    }
+    flat = jax.tree.map(np.asarray, params["params"])
     # torch flattens [C, P, Q].
-    kernel = flat["fc6"].transpose(2, 0, 1, 3).reshape(24, 6)
+    kernel = flat["fc6"]["kernel"].transpose(2, 0, 1, 3).reshape(24, 6)
     rows = np.asarray(pooled).transpose(0, 3, 1, 2).reshape(5, 24)
-    hidden = np.maximum(rows @ kernel, 0)
-    expected = np.maximum(hidden @ flat["fc7"], 0)
+    hidden = np.maximum(rows @ kernel + flat["fc6"]["bias"], 0)
+    expected = np.maximum(hidden @ flat["fc7"]["kernel"] + flat["fc7"]["bias"], 0)
     np.testing.assert_allclose(
         head.apply(params, pooled), expected, rtol=1e-4, atol=1e-6
     )
