@@ -89,7 +89,8 @@ def draw(file: Path, found: Found) -> None:
     plotting.plot_recall(at, curves, ax=right)
     right.set(xlabel="IoU with the best anchor", ylabel="share that reaches it")
     right.axvline(found.threshold, color="black", linewidth=1, linestyle=":")
-    right.legend(framealpha=0.9, edgecolor="none")  # the line is behind it
+    # Where the curves are not: they start at 1. The line is behind it.
+    right.legend(loc="lower left", framealpha=0.9, edgecolor="none")
     figure.savefig(file, dpi=110)
 
 

@@ -105,11 +105,12 @@ def generate_detections(
     boxes = as_boxes(boxes, "boxes", rank=2)
     valid = as_mask(valid, boxes.shape[:1], "valid")
     logits, deltas = as_float(logits, "logits"), as_boxes(deltas, "deltas", rank=3)
-    count, classes = boxes.shape[0], logits.shape[-1] - 1
-    if logits.shape != (count, classes + 1) or classes < 1:
+    count = boxes.shape[0]
+    if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] < 2:
         raise ValueError(
             f"logits must be [{count}, classes + 1], got shape {logits.shape}"
         )
+    classes = logits.shape[1] - 1
     if deltas.shape[:2] not in ((count, classes), (count, classes + 1)):
         raise ValueError(
             f"deltas must be [{count}, {classes} or {classes + 1}, 4], got shape "

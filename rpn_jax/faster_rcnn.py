@@ -199,7 +199,7 @@ def faster_rcnn(
         images = normalize_images(images, image_sizes, convention.image)
         maps, scores, offsets = cast(Any, module.apply(params, images, method="first"))
         outputs = flat_outputs(config.rpn, scores, offsets, images.shape[1:3])
-        return maps[: config.roi_levels], outputs
+        return tuple(maps[: config.roi_levels]), outputs
 
     def second(params, maps: Maps, boxes, valid):
         """Pool RoIs [B, R, 4] and look at them: logits and deltas, [B, R, ...]."""

@@ -173,6 +173,7 @@ def test_gradients_reach_logits_and_deltas_and_are_finite():
     ("logits", "deltas", "message"),
     [
         ((3, 3), (2, 2, 4), "deltas must be \\[3, 2 or 3, 4\\]"),
+        ((), (3, 2, 4), "logits must be \\[3, classes \\+ 1\\]"),
         ((2, 3), (3, 2, 4), "logits must be \\[3, classes \\+ 1\\]"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Torchvision trains an RPN; what it saw, drew and lost is written down.
+"""Torchvision trains a detector; what it saw and lost is written down.
 
 usage: python experiments/peers/follow_torchvision.py OUT.npz [--weights FILE.pth]
 
@@ -8,17 +8,18 @@ Runs where torch and torchvision are installed; this project is not needed there
 The model is `fasterrcnn_resnet50_fpn`, built by its own builder as for its published
 weights: frozen batch norms, stem and layer1 not trained. In place of these it gets
 those of a file, or random ones with the statistics of a batch in their norms. Trunk,
-pyramid and RPN are trained by SGD on the losses of the RPN alone, images going through
-torchvision's own transform. With --tiny, for the tests, the trunk is two convolutions,
-the first not trained: `--tiny --steps 5 --lr 0.1 --weight-decay 0.05` gave their file.
+pyramid and both stages are trained by SGD, images going through torchvision's own
+transform. Nothing is drawn: every anchor and every RoI is trained on. With --tiny, for
+the tests, the trunk is two convolutions, the first not trained: `--tiny --steps 5 --lr
+0.1 --weight-decay 0.05` gave their file.
 
-OUT.npz holds `weights/NAME`, the start; `lr`, `momentum`, `weight_decay`; and with one
-entry a step (B images, H x W with their padding, G boxes at most, A anchors)
+OUT.npz holds `weights/NAME`, the start; `lr`, `momentum`, `weight_decay`; `proposals`,
+how many an image has at most; and with one entry a step (B images, H x W with their
+padding, G boxes at most)
 
 - `images` [B, H, W, 3] uint8 RGB, zero where padded, and `image_sizes` [B, 2];
-- `boxes` [B, G, 4] xyxy and `valid` [B, G];
-- `positive` and `negative` [B, A], which anchors torchvision drew;
-- `loss_objectness` and `loss_box`.
+- `boxes` [B, G, 4] xyxy, `labels` [B, G], classes from 0, -1 where there is no box;
+- `loss_classifier`, `loss_box_reg`, `loss_objectness` and `loss_rpn_box_reg`.
 """
 
 import argparse
@@ -31,10 +32,13 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 BOXES = 6
 MOMENTUM = 0.9
+EVERYTHING = 20_000  # anchors of an image, or RoIs: more than there are
 
 
 class Tiny(nn.Module):
@@ -54,15 +58,14 @@ class Tiny(nn.Module):
 
 
 def tiny():
-    """Build a detector around the tiny trunk; its second stage is not used."""
+    """Build a detector of two classes around the tiny trunk."""
     model = FasterRCNN(
         Tiny(),
         min_size=32,
         max_size=64,
         rpn_anchor_generator=AnchorGenerator(((8,), (16,)), ((0.5, 1.0, 2.0),) * 2),
-        rpn_batch_size_per_image=32,
-        box_head=nn.Identity(),
-        box_predictor=nn.Identity(),
+        box_head=TwoMLPHead(8 * 7 * 7, 16),
+        box_predictor=FastRCNNPredictor(16, 3),
     )
     for parameter in model.rpn.head.parameters():
         if parameter.ndim == 4:  # large, so that the trunk has a share in the losses
@@ -73,7 +76,7 @@ def tiny():
 def published(file):
     """Build `fasterrcnn_resnet50_fpn` as for its weights; return its state dict too."""
     build = torchvision.models.detection.fasterrcnn_resnet50_fpn
-    sizes = {"min_size": 192, "max_size": 256}
+    sizes = {"min_size": 192, "max_size": 256, "rpn_post_nms_top_n_train": 300}
     if file:
         state = torch.load(file, weights_only=True)
     else:
@@ -107,20 +110,8 @@ def calibrated(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-class Recorder:
-    """A sampler that keeps what it drew last."""
-
-    def __init__(self, sampler):
-        self._sampler, self.drawn = sampler, None
-
-    def __call__(self, labels):
-        """Draw, for each image, masks of positives and of negatives."""
-        self.drawn = self._sampler(labels)
-        return self.drawn
-
-
-def scene(rng, height, width, least):
-    """Draw rectangles on noise: pixels [H, W, 3] uint8 and boxes [n, 4] xyxy."""
+def scene(rng, height, width, least, classes=1):
+    """Draw rectangles on noise: pixels [H, W, 3] uint8, boxes [n, 4] xyxy, labels."""
     image = rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
     boxes = []
     for _ in range(rng.integers(least, BOXES + 1)):
@@ -129,7 +120,8 @@ def scene(rng, height, width, least):
         image[y : y + h, x : x + w] //= 2
         image[y : y + h, x : x + w] += rng.integers(0, 192, 3, dtype=np.uint8)
         boxes.append((x, y, x + w, y + h))
-    return image, np.array(boxes, np.float32).reshape(-1, 4)
+    labels = rng.integers(0, classes, len(boxes))
+    return image, np.array(boxes, np.float32).reshape(-1, 4), labels
 
 
 def as_torch(pixels, dtype=torch.float32):
@@ -137,34 +129,35 @@ def as_torch(pixels, dtype=torch.float32):
     return torch.from_numpy(pixels).permute(2, 0, 1).to(dtype) / 255
 
 
-def train_step(model, optimizer, sampler, scenes, dtype):
+def train_step(model, optimizer, scenes, dtype):
     """Take one step; return what belongs to it, by name."""
-    images = [as_torch(pixels, dtype) for pixels, _ in scenes]
-    targets = [{"boxes": torch.from_numpy(boxes).to(dtype)} for _, boxes in scenes]
+    images = [as_torch(pixels, dtype) for pixels, *_ in scenes]
+    targets = [
+        {"boxes": torch.from_numpy(boxes).to(dtype), "labels": torch.tensor(labels) + 1}
+        for _, boxes, labels in scenes
+    ]
     batch, resized = model.transform(images, targets)
-    for (pixels, boxes), target, size in zip(
+    for (pixels, boxes, _), target, size in zip(
         scenes, resized, batch.image_sizes, strict=True
     ):  # the scenes have their size already
         assert size == pixels.shape[:2] and np.array_equal(target["boxes"], boxes)
-    _, losses = model.rpn(batch, model.backbone(batch.tensors), resized)
+    losses = model(images, targets)
     optimizer.zero_grad()
     sum(losses.values()).backward()
     optimizer.step()
     padded = np.zeros((len(scenes), *batch.tensors.shape[-2:], 3), np.uint8)
     padded_boxes = np.zeros((len(scenes), BOXES, 4), np.float32)
-    for i, (pixels, boxes) in enumerate(scenes):
+    padded_labels = np.full((len(scenes), BOXES), -1, np.int32)
+    for i, (pixels, boxes, labels) in enumerate(scenes):
         padded[i, : pixels.shape[0], : pixels.shape[1]] = pixels
         padded_boxes[i, : len(boxes)] = boxes
-    positive, negative = (torch.stack(masks).bool() for masks in sampler.drawn)
+        padded_labels[i, : len(boxes)] = labels
     return {
         "images": padded,
         "image_sizes": np.array(batch.image_sizes, np.int32),
         "boxes": padded_boxes,
-        "valid": np.array([np.arange(BOXES) < len(boxes) for _, boxes in scenes]),
-        "positive": positive.numpy(),
-        "negative": negative.numpy(),
-        "loss_objectness": losses["loss_objectness"].item(),
-        "loss_box": losses["loss_rpn_box_reg"].item(),
+        "labels": padded_labels,
+        **{name: loss.item() for name, loss in losses.items()},
     }
 
 
@@ -190,13 +183,10 @@ def main():
     dtype = torch.float64 if args.double else torch.float32
     model.to(dtype)
     short, long = model.transform.min_size[0], model.transform.max_size
-    model.rpn.fg_bg_sampler = sampler = Recorder(model.rpn.fg_bg_sampler)
-    trained = [
-        parameter
-        for part in (model.backbone, model.rpn)
-        for parameter in part.parameters()
-        if parameter.requires_grad
-    ]
+    sampler = BalancedPositiveNegativeSampler(EVERYTHING, 0.5)
+    model.rpn.fg_bg_sampler = model.roi_heads.fg_bg_sampler = sampler
+    classes = model.roi_heads.box_predictor.cls_score.out_features - 1
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(
         trained, args.lr, momentum=MOMENTUM, weight_decay=args.weight_decay
     )
@@ -204,22 +194,19 @@ def main():
     steps = []
     for step in range(args.steps):
         # One lies, one stands: both are padded. The second may have no object.
-        scenes = [scene(rng, short, long, 1), scene(rng, long, short, 0)]
-        steps.append(train_step(model, optimizer, sampler, scenes, dtype))
-        losses = (steps[-1][key] for key in ("loss_objectness", "loss_box"))
-        print(step + 1, *(f"{loss:.4f}" for loss in losses), flush=True)
-    weights = {
-        f"weights/{key}": value.numpy()
-        for key, value in state.items()
-        if key.startswith(("backbone.", "rpn."))
-    }
+        sizes = ((short, long, 1), (long, short, 0))
+        scenes = [scene(rng, *size, classes) for size in sizes]
+        steps.append(train_step(model, optimizer, scenes, dtype))
+        losses = {key: x for key, x in steps[-1].items() if key.startswith("loss")}
+        print(step + 1, *(f"{x:.4f} {key}" for key, x in losses.items()), flush=True)
     np.savez_compressed(
         args.out,
-        **weights,
+        **{f"weights/{key}": value.numpy() for key, value in state.items()},
         **{key: np.stack([step[key] for step in steps]) for key in steps[0]},
         lr=args.lr,
         momentum=MOMENTUM,
         weight_decay=args.weight_decay,
+        proposals=model.rpn.post_nms_top_n(),
     )
     print("torchvision", torchvision.__version__, "torch", torch.__version__)
 
