@@ -8,9 +8,9 @@ fully connected layers of 256, both stages trained together.
 
 Its peer is `experiments/peers/train_faster_rcnn.py`, where no object is an ignore
 region; `--model.rpn.convention.targets.ignore-threshold inf` gives the peer's rule.
-Measured here with that, means of two seeds: AP 0.505 (AP50 0.819, AP75 0.576), the
-proposals' AR 0.380 / 0.657 / 0.673 at 10 / 100 / 300; the peer: 0.508 (0.838, 0.548)
-and 0.384 / 0.654 / 0.668 (see `experiments/results/detectors.md`).
+Measured here with that, means of three seeds: AP 0.506 (AP50 0.821, AP75 0.570), the
+proposals' AR 0.385 / 0.657 / 0.674 at 10 / 100 / 300; the peer: 0.506 (0.830, 0.563)
+and 0.387 / 0.654 / 0.669 (see `experiments/results/detectors.md`).
 """
 
 import dataclasses

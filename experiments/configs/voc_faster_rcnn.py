@@ -6,9 +6,9 @@
 Data, trunk and recipe are those of `voc`; the twenty classes of VOC
 (--model.classes names others), both stages trained together, 1200 steps. The peer is
 that of `bccd_faster_rcnn`. Measured with the peer's rule for difficult objects and
-`--steps 600`, means of two seeds: AP 0.092 (AP50 0.243, AP75 0.047), the proposals' AR
-0.198 / 0.384 / 0.446 at 10 / 100 / 300; the peer: 0.097 (0.256, 0.047) and 0.199 /
-0.385 / 0.444.
+`--steps 600`, means of three seeds: AP 0.097 (AP50 0.255, AP75 0.052), the proposals'
+AR 0.200 / 0.386 / 0.450 at 10 / 100 / 300; the peer, two seeds: 0.097 (0.256, 0.047)
+and 0.199 / 0.385 / 0.444.
 """
 
 import dataclasses
