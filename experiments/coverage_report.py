@@ -89,8 +89,9 @@ def draw(file: Path, found: Found) -> None:
     plotting.plot_recall(at, curves, ax=right)
     right.set(xlabel="IoU with the best anchor", ylabel="share that reaches it")
     right.axvline(found.threshold, color="black", linewidth=1, linestyle=":")
-    # Where the curves are not: they start at 1. The line is behind it.
-    right.legend(loc="lower left", framealpha=0.9, edgecolor="none")
+    # Below: the curves may go anywhere inside.
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
+    right.legend(**below, ncols=2, frameon=False)
     figure.savefig(file, dpi=110)
 
 
